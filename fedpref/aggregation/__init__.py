@@ -1,0 +1,1 @@
+"""Sums -> new parameters."""

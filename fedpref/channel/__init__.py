@@ -1,0 +1,1 @@
+"""How requests reach the nodes and sealed replies come back."""

@@ -1,0 +1,43 @@
+"""The command line: a shell over ``fedpref.api``. One file per verb; nothing here imports torch at start."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from fedpref.cli import clean, data, doctor, evaluate, models, plan, recipes, report, run, verify
+from fedpref.errors import CODED_ERRORS
+
+app = typer.Typer(
+    name="fedpref",
+    help="Train a shared language model from people's private preference feedback, with books that can be checked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
+app.command("verify")(verify.verify)
+app.command("clean")(clean.clean)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a coded error or a failed check, 2 usage, 130 interrupted."""
+    try:
+        app()
+    except CODED_ERRORS as error:
+        sys.stderr.write(error.diagnostics() + "\n")
+        if "--json" in sys.argv:
+            sys.stdout.write(json.dumps({"error": error.to_json()}) + "\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is kept, go on with --resume\n")
+        sys.exit(130)

@@ -1,0 +1,43 @@
+"""fedpref recipes ls | show | copy"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpref.errors import RecipeError
+from fedpref.recipes import find_recipe, list_recipes, purpose, recipes_folder
+
+app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_help=True)
+
+
+@app.command()
+def ls() -> None:
+    """Every shipped recipe with its purpose."""
+    for path in list_recipes():
+        name = path.relative_to(recipes_folder()).with_suffix("")
+        typer.echo(f"{name!s:<24} {purpose(path)}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
+    """Print a recipe."""
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A recipe's name.")],
+    destination: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
+) -> None:
+    """Copy a recipe, to be edited."""
+    source = find_recipe(name)
+    target = destination or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise RecipeError(f"{target} exists.", "A copy would overwrite it.", "Give another destination.")
+    shutil.copyfile(source, target)
+    typer.echo(f"{target}\nnext: fedpref plan {target}")

@@ -1,0 +1,65 @@
+"""fedpref run"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedpref.recipes import find_recipe, parse_override, read_recipe
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe by path or shipped name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, e.g. privacy.target_epsilon=4")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in output_dir.")] = False,
+) -> None:
+    """Train, release, report and evaluate. Everything lands in the recipe's output_dir."""
+    loaded = read_recipe(find_recipe(recipe), dict(parse_override(text) for text in overrides or []))
+    from fedpref.api import run as run_recipe
+    from fedpref.cli.plan import plan_lines
+    from fedpref.cli.terminal import make_display
+    from fedpref.plan import make_plan
+
+    for line in plan_lines(make_plan(loaded)):
+        typer.echo(line, err=True)
+    display = make_display()
+    try:
+        finished = run_recipe(loaded, resume=resume, display=display)
+    except KeyboardInterrupt:
+        display.close()
+        typer.echo(f"interrupted; go on with: fedpref run {loaded.output_dir}/recipe.yaml --resume", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        display.close()
+    typer.echo(f"\n{finished.report().summary}\n")
+    for name, block in finished.evaluation.items():
+        typer.echo(evaluation_line(name, block))
+    folder = finished.path
+    typer.echo(
+        f"\nResults are in {folder}:\n"
+        f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n"
+        f"  report.txt            who is protected, against whom, by how much\n"
+        f"  ledger.jsonl          the books; metrics.jsonl the released figures of every round\n"
+        f"Next:\n"
+        f"  fedpref report {folder}\n"
+        f"  fedpref verify {folder}\n"
+        f"  fedpref eval {folder} --data YOUR_PAIRS.jsonl"
+    )
+
+
+def evaluation_line(name: str, block: dict[str, object]) -> str:
+    """One line of the evaluation table."""
+    if not block.get("pairs"):
+        return f"{name:<14} no pairs"
+    interval = block["interval"]
+    between = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if isinstance(interval, (list, tuple)) else ""
+    return (
+        f"{name:<14} reward accuracy {_percent(block['reward_accuracy'])}{between}"
+        f"   longer-is-better {_percent(block['longer_is_better'])}"
+        f"   {block['pairs']} pairs, {block['users']} users"
+    )
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)

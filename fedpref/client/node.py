@@ -1,0 +1,111 @@
+"""A node answers a round for its clients: coins, per-unit gradients, clip, sum, seal, journal, send.
+
+Order of a round: check the request, book it in the node's own ledger (durable), compute, seal, keep the sealed bytes
+(durable), then let them go. Asked again for the same round, the node sends the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fedpref.channel.base import RoundRequest
+from fedpref.client.work import NodeData
+from fedpref.errors import RunFolderError
+from fedpref.journal import SealedJournal
+from fedpref.manifest import Manifest
+from privacy.clipping import ClippedSum, clip_and_sum
+from privacy.gradients import per_unit_gradients
+from privacy.ledger import Ledger, Reservation
+from privacy.mechanism import GaussianMechanism
+from privacy.rng import RandomSource
+from privacy.units import Trust
+from reward.head import RewardHead, bradley_terry_objective, set_weight
+
+
+class Node:
+    """Holds the data of one or many clients, one ledger, one journal; releases nothing but sealed messages."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_clients: int,
+        data: NodeData,
+        manifest: Manifest,
+        mechanism: GaussianMechanism,
+        ledger: Ledger,
+        journal: SealedJournal,
+        rng: RandomSource,
+    ) -> None:
+        self._name, self._num_clients, self._data = name, num_clients, data
+        self._manifest, self._mechanism = manifest, mechanism
+        self._ledger, self._journal, self._rng = ledger, journal, rng
+        self._head = RewardHead(manifest.dimension)
+        self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
+
+    def contribute(self, request: RoundRequest) -> list[bytes]:
+        """One sealed contribution per client, all of the same size.
+
+        Raises:
+            RunFolderError: the request is for another trainable part.
+            BudgetError: the round would overspend the node's own budget.
+        """
+        self._check(request)
+        kept = self._journal.load(request.round)
+        if kept is not None:
+            self._finish_booking(request.round)
+            return kept
+        reservation = self._reserve(request.round)
+        messages = [self._seal(i, total, reservation) for i, total in enumerate(self._clipped_sums(request))]
+        self._journal.save(request.round, messages)
+        self._ledger.commit(reservation)
+        return messages
+
+    def _check(self, request: RoundRequest) -> None:
+        if (
+            request.manifest_digest != self._manifest.digest
+            or request.parameters.shape != (self._manifest.dimension,)
+            or request.round < 1
+        ):
+            raise RunFolderError(
+                f"Round {request.round} asks for another trainable part than this node has.",
+                "Names, shapes or the round number differ.",
+                "Run server and nodes from one resolved recipe.",
+            )
+
+    def _reserve(self, round_number: int) -> Reservation:
+        """Book the round; an interrupted one whose bytes never left goes on under its own booking."""
+        interrupted = self._ledger.open_reservation
+        if interrupted is None:
+            return self._ledger.reserve(round_number, self._mechanism.node_events())
+        if interrupted.round == round_number:
+            self._ledger.retry(interrupted, "never sent")
+            return interrupted
+        self._ledger.abort(interrupted, "superseded by another round", spent=True)
+        return self._ledger.reserve(round_number, self._mechanism.node_events())
+
+    def _finish_booking(self, round_number: int) -> None:
+        """The kept bytes of a round are its booking's; close it if a kill left it open."""
+        interrupted = self._ledger.open_reservation
+        if interrupted is not None and interrupted.round == round_number:
+            self._ledger.commit(interrupted)
+
+    def _clipped_sums(self, request: RoundRequest) -> list[ClippedSum]:
+        """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
+        coins = self._rng.stream("coins", round=request.round, node=self._name)
+        selected = self._mechanism.sampling.select(coins, self._data.num_units)
+        set_weight(self._head, request.parameters)
+        batch = self._data.batch(selected)
+        num_selected = int(selected.sum())
+        gradients = per_unit_gradients(self._head, bradley_terry_objective, batch, num_selected, self._trainable)
+        return clip_and_sum(
+            torch.Tensor.numpy(gradients), self._data.client[selected], self._num_clients, self._mechanism.max_grad_norm
+        )
+
+    def _seal(self, client: int, total: ClippedSum, reservation: Reservation) -> bytes:
+        if self._mechanism.trust is Trust.CENTRAL:
+            return self._mechanism.entrust(total, reservation, client).to_bytes()
+        return self._mechanism.release_locally(total, reservation, client, self._rng).to_bytes()

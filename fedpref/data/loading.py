@@ -1,0 +1,124 @@
+"""A recipe's data sets -> the clients' training records, and the evaluation users' records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedpref.config import Recipe
+from fedpref.data.partition import one_client_each, partition
+from fedpref.data.preferences import Preferences, check_records
+from fedpref.data.reading import files_of, read_dataset
+from fedpref.data.spec import DatasetSpec, find_dataset
+from fedpref.data.split import Split, split_preferences
+from fedpref.errors import CODED_ERRORS, NoDataError
+from privacy.errors import CodedError
+from privacy.units import PrivacyUnit
+from reward.errors import RewardError
+from reward.pairs import Conversation, as_conversation
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Client name -> training records (perhaps none); and what is held out."""
+
+    clients: dict[str, Preferences]
+    split: Split
+
+    def num_units(self, unit: PrivacyUnit) -> int:
+        """People or records that train; declared public under zero-out."""
+        train = self.split.train
+        return len(np.unique(train.user)) if unit is PrivacyUnit.USER else len(train)
+
+
+def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
+    """Read, check, split (users first, then topics), partition.
+
+    ``warn`` is told, on the machine that holds the data, which records and clients contribute nothing and why.
+
+    Raises:
+        CodedError: a shared file is unreadable, or nothing is left to train on. With `partition.by: file`, a broken
+            file only silences its own client.
+    """
+    specs = [find_dataset(name) for name in recipe.datasets]
+    if recipe.federation.partition.by == "file":
+        holdings = _one_client_per_file(specs, recipe, warn)
+        data = Preferences.concat(list(holdings.values()))
+    else:
+        holdings = {}
+        data = Preferences.concat([_read(spec, None, recipe, warn) for spec in specs])
+    split = split_preferences(data, recipe.evaluation)
+    if not len(split.train):
+        raise NoDataError(
+            "No training records are left.",
+            "All records were left out, or belong to evaluation users or unseen topics.",
+            "Check evaluation.user_fraction and evaluation.unseen_topics, and the warnings above.",
+        )
+    if holdings:
+        one_client_each(data)
+        clients = {name: split_preferences_of(part, recipe) for name, part in holdings.items()}
+    else:
+        clients = partition(split.train, recipe.federation.partition)
+    for name, part in clients.items():
+        if not len(part):
+            warn(f"warning[FP215] client {name} has no training records: it contributes zero in every round")
+    return FederatedData(clients, split)
+
+
+def split_preferences_of(part: Preferences, recipe: Recipe) -> Preferences:
+    """A client's own training records; topics that it does not have are no error for it."""
+    present = tuple(t for t in recipe.evaluation.unseen_topics if t in part.topic)
+    return split_preferences(part, recipe.evaluation.model_copy(update={"unseen_topics": present})).train
+
+
+def _one_client_per_file(specs: list[DatasetSpec], recipe: Recipe, warn: Warn) -> dict[str, Preferences]:
+    holdings: dict[str, Preferences] = {}
+    for spec in specs:
+        for file in files_of(spec):
+            try:
+                holdings[file.stem] = _marked(_read(spec, file, recipe, warn), file.stem)
+            except CODED_ERRORS as error:
+                warn(_silenced(file.stem, error))
+                holdings[file.stem] = Preferences.concat([])
+    return holdings
+
+
+def _silenced(client: str, error: CodedError | RewardError) -> str:
+    return f"warning[{error.code}] client {client} contributes zero in every round: {error.what} {error.why} fix: {error.fix}"
+
+
+def _marked(data: Preferences, client: str) -> Preferences:
+    names = np.full(len(data), client)
+    return Preferences(data.texts, data.chosen, data.rejected, data.user, data.topic, names)
+
+
+def _read(spec: DatasetSpec, file: Path | None, recipe: Recipe, warn: Warn) -> Preferences:
+    path = file or files_of(spec)[0]
+    data, problems = check_records(read_dataset(spec, need_user=recipe.privacy.unit is PrivacyUnit.USER, path=path))
+    for problem in problems:
+        warn(f"{path.name}: {problem.describe()}")
+    return data
+
+
+def load_public(name: str, leave_out_topics: tuple[str, ...]) -> list[Conversation]:
+    """Public (prompt, completion) texts, without those of unseen topics.
+
+    Raises:
+        DatasetError: not declared public, or not of the format `prompt_completion`.
+    """
+    from fedpref.errors import DatasetError
+
+    spec = find_dataset(name)
+    if not spec.public or spec.format != "prompt_completion":
+        raise DatasetError(
+            f"{spec.name}: is not declared as public (prompt, completion) text.",
+            "Standardisation and projection may only see public text (guarantees.md rule 19).",
+            "Set `public: true`, `format: prompt_completion`, sha256, license and reason in its YAML, if that is true.",
+        )
+    rows = read_dataset(spec, need_user=False)
+    return [as_conversation(r["prompt"], r["completion"]) for r in rows if r["topic"] not in leave_out_topics]

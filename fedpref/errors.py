@@ -1,0 +1,74 @@
+"""Coded errors of the federation room, and the tuple of all coded errors for whoever prints them."""
+
+from __future__ import annotations
+
+from privacy.errors import CodedError
+from reward.errors import RewardError
+
+CODED_ERRORS = (CodedError, RewardError)
+
+
+class RecipeError(CodedError):
+    """A recipe that cannot be read: unknown key, wrong type, impossible combination."""
+
+    code = "FP101"
+
+
+class RecipeNotFoundError(CodedError):
+    """No recipe of that name or path."""
+
+    code = "FP102"
+
+
+class UnsupportedPlanError(CodedError):
+    """A recipe that is well-formed but that this version cannot hold to."""
+
+    code = "FP103"
+
+
+class DatasetError(CodedError):
+    """A data set that cannot be found, read or mapped."""
+
+    code = "FP201"
+
+
+class DigestError(CodedError):
+    """A data file is not the file that its description names."""
+
+    code = "FP202"
+
+
+class BrokenFileError(CodedError):
+    """A truncated or otherwise unreadable data file."""
+
+    code = "FP203"
+
+
+class MissingUserError(CodedError):
+    """Records without a user_id, where the privacy unit is the user."""
+
+    code = "FP204"
+
+
+class NoDataError(CodedError):
+    """Nothing is left to train on or to evaluate."""
+
+    code = "FP205"
+
+
+class RunFolderError(CodedError):
+    """A run folder that is finished, half-finished, foreign, or of another version."""
+
+    code = "FP501"
+
+
+class DiskError(CodedError):
+    """The disk refused; nothing half-written is taken for whole."""
+
+    code = "FP502"
+
+
+class TrackerError(CodedError):
+    """A tracker was asked for something that is not a released figure."""
+
+    code = "FP503"

@@ -1,0 +1,105 @@
+"""The run folder: started, half-finished, finished, foreign, or of another version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fedpref
+from fedpref.config import Recipe
+from fedpref.errors import DiskError, RunFolderError
+from fedpref.journal import write_durably
+from fedpref.recipes import dump_recipe, read_recipe
+
+SCHEMA = "fedpref-run-1"
+
+
+class RunFolder:
+    """Paths and status of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / "ledger.jsonl"
+        self.node = path / "nodes" / "local"
+        self.checkpoints = path / "checkpoints"
+        self.release = path / "release"
+        self.metrics = path / "metrics.jsonl"
+        self.recipe_file = path / "recipe.yaml"
+
+    def status(self) -> dict[str, Any]:
+        """Content of ``run.json``.
+
+        Raises:
+            RunFolderError: not a run folder, or of another version.
+        """
+        try:
+            status = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunFolderError(
+                f"{self.path}: is no run folder.", "It has no readable run.json.", "Give the folder of a started run."
+            ) from None
+        if not isinstance(status, dict) or status.get("schema") != SCHEMA:
+            raise RunFolderError(
+                f"{self.path}: was written by another version of fedpref.",
+                f"Its schema is {status.get('schema') if isinstance(status, dict) else None!r}, this version reads {SCHEMA!r}.",
+                "Use the version that wrote it, or start a new run folder.",
+            )
+        return status
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was started with."""
+        return read_recipe(self.recipe_file)
+
+    def begin(self, recipe: Recipe, plan_digest: str, *, resume: bool) -> None:
+        """Make the folder, or check that it may be resumed.
+
+        Raises:
+            RunFolderError: finished, half-finished without ``resume``, of another plan, foreign, or of another version.
+            DiskError: it cannot be created.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            self._create(recipe, plan_digest)
+            return
+        status = self.status()
+        if status["status"] == "finished":
+            raise RunFolderError(
+                f"{self.path}: this run is finished.",
+                "A second run in the same folder would mix two sets of books.",
+                f"See `fedpref report {self.path}`, or set output_dir=… for a new run.",
+            )
+        if not resume:
+            raise RunFolderError(
+                f"{self.path}: this run is half-finished.",
+                "It was interrupted; what it spent is in its ledger.",
+                "Go on with --resume, or set output_dir=… for a new run.",
+            )
+        if status["plan_digest"] != plan_digest:
+            raise RunFolderError(
+                f"{self.path}: was started with another recipe.",
+                "Parameters chosen after seeing releases would not be covered by its plan.",
+                f"Resume with {self.recipe_file}, or set output_dir=… for a new run.",
+            )
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        self._write_status({**self.status(), "status": "finished"})
+
+    def _create(self, recipe: Recipe, plan_digest: str) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.node.mkdir(parents=True, mode=0o700)
+            self.node.parent.chmod(0o700)
+        except OSError as error:
+            raise DiskError(
+                f"{self.path}: cannot be created.",
+                f"{error.strerror or error}.",
+                "Set output_dir=… to a place with room.",
+            ) from None
+        write_durably(self.recipe_file, dump_recipe(recipe).encode())
+        self._write_status(
+            {"schema": SCHEMA, "fedpref": fedpref.__version__, "status": "started", "plan_digest": plan_digest}
+        )
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        write_durably(self.path / "run.json", (json.dumps(status, indent=2) + "\n").encode())

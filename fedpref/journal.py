@@ -1,0 +1,107 @@
+"""State that survives a kill: checkpoints of the server, one a round, and the sealed bytes of a node."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from fedpref.errors import DiskError, RunFolderError
+from privacy.chain import fsync_folder
+
+Tensors = dict[str, npt.NDArray[np.float64]]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all.
+
+    Raises:
+        DiskError: the disk refused; the old file, if any, is untouched.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise DiskError(
+            f"{path.name} could not be written.",
+            f"The system said: {error.strerror or error}.",
+            "Free space or mend the disk, then go on with --resume; nothing half-written was kept.",
+        ) from None
+
+
+class Checkpoints:
+    """One safetensors file per round; holds released (noised) figures only."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def save(self, round_number: int, state: Tensors) -> None:
+        """Make the state after a round durable."""
+        write_durably(self._path(round_number), safetensors.numpy.save(state))
+
+    def last(self) -> tuple[int, Tensors | None]:
+        """The last round with a checkpoint and its state; (0, None) before the first.
+
+        Raises:
+            RunFolderError: the newest checkpoint is broken.
+        """
+        rounds = sorted(int(p.stem.removeprefix("round-")) for p in self._folder.glob("round-*.safetensors"))
+        if not rounds:
+            return 0, None
+        try:
+            return rounds[-1], safetensors.numpy.load_file(self._path(rounds[-1]))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise RunFolderError(
+                f"The checkpoint of round {rounds[-1]} is broken.",
+                f"{type(error).__name__}.",
+                "Restore it from a copy. Deleting it repeats the round, which the ledger books a second time.",
+            ) from None
+
+    def _path(self, round_number: int) -> Path:
+        return self._folder / f"round-{round_number:06d}.safetensors"
+
+
+class SealedJournal:
+    """The last round's sealed bytes of a node, saved before they are sent (rule 15). Lies in the node's own folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def save(self, round_number: int, messages: list[bytes]) -> str:
+        """Keep the messages of a round, replacing those of the round before; returns their digest."""
+        sizes = np.array([round_number, len(messages), *map(len, messages)], dtype="<i8").tobytes()
+        body = sizes + b"".join(messages)
+        digest = hashlib.sha256(body).digest()
+        write_durably(self._path, digest + body)
+        return digest.hex()
+
+    def load(self, round_number: int) -> list[bytes] | None:
+        """The messages of this round if they were kept whole, else None."""
+        if not self._path.exists():
+            return None
+        data = self._path.read_bytes()
+        if len(data) < 48 or hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        number, count = np.frombuffer(data, dtype="<i8", count=2, offset=32)
+        if number != round_number:
+            return None
+        start, messages = 48 + 8 * int(count), []
+        for size in np.frombuffer(data, dtype="<i8", count=int(count), offset=48):
+            messages.append(data[start : start + int(size)])
+            start += int(size)
+        return messages
+
+    def clear(self) -> None:
+        """Forget them, once the run is finished."""
+        self._path.unlink(missing_ok=True)

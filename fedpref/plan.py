@@ -1,0 +1,188 @@
+"""Recipe -> plan: noise, epsilon per round and in total per adversary, bytes, time, memory. No training, no private data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from fedpref.config import Recipe
+from fedpref.data.spec import find_dataset
+from privacy.accounting import epsilon
+from privacy.calibration import calibrate_noise_multiplier
+from privacy.events import Event, TrustedEvent, canonical
+from privacy.mechanism import GaussianMechanism
+from privacy.sampling import PoissonSampling
+from privacy.sealed import size_of
+from privacy.units import Adversary, Trust
+
+_TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
+_TOKENS_PER_TEXT = 70  # where a data set's description does not say
+_MARKS = 10
+
+
+@dataclass(frozen=True)
+class AdversaryRow:
+    """What one adversary could learn about one unit."""
+
+    adversary: Adversary
+    trusted: bool
+    epsilon_per_round: float
+    epsilon_total: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and cost; the same events that the run writes, composed."""
+
+    recipe: Recipe
+    noise_multiplier: float
+    rows: tuple[AdversaryRow, ...]
+    node_rows: tuple[AdversaryRow, ...]
+    epsilon_marks: tuple[tuple[int, float], ...]
+    facts: dict[str, int]
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the run."""
+        return self.recipe.federation.num_rounds
+
+    @property
+    def divisor(self) -> float:
+        """The public constant that sums are divided by: sample_rate x num_users."""
+        return self.recipe.privacy.sample_rate * self.recipe.federation.num_users
+
+    @property
+    def bytes_per_client(self) -> int:
+        """Up and down, all rounds: one sealed message up, the parameters down."""
+        d = self.recipe.reward.projection_dim
+        return self.num_rounds * (size_of(d) + 8 * d)
+
+    @property
+    def minutes(self) -> float:
+        """Rough, on 2 cores: features of all texts, then the rounds at 5 ms each."""
+        tokens = self.facts.get("tokens", self.facts.get("texts", 0) * _TOKENS_PER_TEXT)
+        return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30) / 60
+
+    @property
+    def memory_gb(self) -> float:
+        """Rough: libraries and the first blocks of the embedded model; other models: twice their file."""
+        return 2.0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe and the noise; a resumed run must have the same."""
+        content = {"recipe": self.recipe.model_dump(mode="json"), "noise_multiplier": self.noise_multiplier}
+        return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+    def mechanism(self) -> GaussianMechanism:
+        """The mechanism that the run uses."""
+        return mechanism_of(self.recipe, self.noise_multiplier)
+
+    def public_figures(self, round_number: int) -> dict[str, Any]:
+        """Figures of a round that are public by construction or come from the books."""
+        figures: dict[str, Any] = {
+            "round": round_number,
+            "num_rounds": self.num_rounds,
+            "expected_cohort": self.divisor,
+        }
+        bound = next((eps for mark, eps in self.epsilon_marks if mark >= round_number), math.inf)
+        if math.isfinite(bound):
+            figures["epsilon_reader"] = bound
+        if self.recipe.privacy.target_epsilon is not None:
+            figures["target_epsilon"] = self.recipe.privacy.target_epsilon
+        return figures
+
+    def to_json(self) -> dict[str, Any]:
+        """`plan.json`."""
+        return {
+            "schema": "fedpref-plan-1",
+            "digest": self.digest,
+            "unit": self.recipe.privacy.unit.value,
+            "trust": self.recipe.privacy.trust.value,
+            "delta": self.recipe.privacy.target_delta,
+            "noise_multiplier": self.noise_multiplier,
+            "sample_rate": self.recipe.privacy.sample_rate,
+            "num_rounds": self.num_rounds,
+            "expected_cohort": self.divisor,
+            "claim": [_row_json(row) for row in self.rows],
+            "each_client_alone": [_row_json(row) for row in self.node_rows],
+            "bytes_per_client": self.bytes_per_client,
+            "minutes": round(self.minutes, 1),
+            "memory_gb": self.memory_gb,
+        }
+
+    def to_json_text(self) -> str:
+        """Pretty JSON with a final newline."""
+        return json.dumps(self.to_json(), indent=2) + "\n"
+
+
+def _row_json(row: AdversaryRow) -> dict[str, Any]:
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "adversary": row.adversary.value,
+        "trusted": row.trusted,
+        "epsilon_per_round": finite(row.epsilon_per_round),
+        "epsilon_total": finite(row.epsilon_total),
+    }
+
+
+def mechanism_of(recipe: Recipe, noise_multiplier: float) -> GaussianMechanism:
+    """The mechanism that a recipe describes, at a noise multiplier.
+
+    Raises:
+        ParameterError: numbers that make no mechanism, or trust `distributed`, which does not exist yet.
+    """
+    p = recipe.privacy
+    return GaussianMechanism(p.trust, PoissonSampling(p.sample_rate), p.max_grad_norm, noise_multiplier)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Calibrate, and compose the events of the whole run.
+
+    Raises:
+        CalibrationError: no noise reaches the target.
+        ParameterError: trust `distributed`, or numbers that make no mechanism.
+        DatasetError: an unknown data set.
+    """
+    p, rounds = recipe.privacy, recipe.federation.num_rounds
+    mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
+    z = p.noise_multiplier
+    if z is None:
+        z = calibrate_noise_multiplier(p.target_epsilon or 0.0, p.target_delta, p.sample_rate, rounds)
+    mechanism = mechanism_of(recipe, z)
+    reader = mechanism.events()[Adversary.READER]
+    marks = sorted({math.ceil(rounds * i / _MARKS) for i in range(1, _MARKS + 1)})
+    return Plan(
+        recipe,
+        z,
+        _rows(mechanism.events(), rounds, p.target_delta),
+        _rows(mechanism.node_events(), rounds, p.target_delta) if p.trust is Trust.CENTRAL else (),
+        tuple((mark, epsilon(Counter({reader: mark}), p.target_delta)) for mark in marks),
+        _facts(recipe),
+    )
+
+
+def _rows(events: dict[Adversary, Event], rounds: int, delta: float) -> tuple[AdversaryRow, ...]:
+    return tuple(
+        AdversaryRow(
+            adversary,
+            isinstance(event, TrustedEvent),
+            epsilon(Counter({event: 1}), delta),
+            epsilon(Counter({event: rounds}), delta),
+        )
+        for adversary, event in events.items()
+    )
+
+
+def _facts(recipe: Recipe) -> dict[str, int]:
+    """Public sizes from the descriptions of the data sets, added up; no data file is opened."""
+    total: Counter[str] = Counter()
+    for name in (*recipe.datasets, recipe.reward.public_data):
+        total.update(find_dataset(name).facts)
+    return dict(total)

@@ -1,0 +1,85 @@
+"""The server: asks for contributions, turns sealed bytes into one noised sum, takes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedpref.aggregation.optimizers import ServerOptimizer, Vector
+from fedpref.channel.base import Failure, RoundRequest
+from fedpref.errors import NoDataError
+from fedpref.manifest import Manifest
+from privacy.clipping import ClippedSum
+from privacy.errors import SealedMessageError
+from privacy.ledger import Reservation
+from privacy.mechanism import GaussianMechanism, Release
+from privacy.rng import RandomSource
+from privacy.sealed import Entrusted, LocallyPrivate, Sealed, sealed_from_bytes
+from privacy.units import Trust
+
+
+class Server:
+    """Holds the released parameters; under trust ``central`` it is trusted with clients' clipped sums and adds the noise."""
+
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        num_clients: int,
+        mechanism: GaussianMechanism,
+        optimizer: ServerOptimizer,
+        divisor: float,
+        rng: RandomSource,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``divisor`` is a public constant (sample_rate x num_users), never a realised count (rule 4)."""
+        self._manifest, self._num_clients, self._mechanism = manifest, num_clients, mechanism
+        self.optimizer, self._divisor, self._rng, self._warn = optimizer, divisor, rng, warn
+
+    def request(self, round_number: int) -> RoundRequest:
+        """What all clients are asked in a round."""
+        return RoundRequest(round_number, self._manifest.digest, self.optimizer.parameters)
+
+    def release(self, replies: list[bytes | Failure], reservation: Reservation) -> Release:
+        """Sealed replies -> one noised sum. A malformed message is named and left out; the noise does not depend on it.
+
+        Raises:
+            NoDataError: not one usable message (a bug or another version at every client).
+        """
+        messages = [m for i, reply in enumerate(replies) if (m := self._open(i, reply, reservation.round)) is not None]
+        if not messages:
+            raise NoDataError(
+                f"Round {reservation.round}: no client sent a usable message.",
+                "All of them failed or speak another version.",
+                "See the warnings above, then go on with --resume.",
+            )
+        if self._mechanism.trust is Trust.CENTRAL:
+            total = ClippedSum(np.zeros(self._manifest.dimension), self._mechanism.max_grad_norm)
+            for message in messages:
+                total += ClippedSum(message.value, message.l2_bound)
+            return self._mechanism.release(total, reservation, self._rng)
+        noise = self._mechanism.noise_std * len(messages) ** 0.5
+        return Release(reservation.round, np.sum([m.value for m in messages], axis=0), noise)
+
+    def step(self, release: Release) -> Vector:
+        """One step of the server optimiser; returns the pseudo-gradient (released: noised, publicly scaled)."""
+        pseudo_gradient: Vector = release.value / self._divisor
+        self.optimizer.step(pseudo_gradient)
+        return pseudo_gradient
+
+    def _open(self, client: int, reply: bytes | Failure, round_number: int) -> Sealed | None:
+        if isinstance(reply, Failure):
+            self._warn(f"client {client} did not answer round {round_number}: {reply.why}")
+            return None
+        expected: type[Sealed] = Entrusted if self._mechanism.trust is Trust.CENTRAL else LocallyPrivate
+        try:
+            message = sealed_from_bytes(reply, expected, client, round_number, self._manifest.dimension)
+            if message.l2_bound != self._mechanism.max_grad_norm:
+                raise SealedMessageError(
+                    f"Client {client} clipped to another bound.", f"{message.l2_bound:g}.", "Use one recipe for all."
+                )
+        except SealedMessageError as error:
+            self._warn(f"round {round_number}: {error.what} {error.why}")
+            return None
+        return message

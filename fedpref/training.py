@@ -1,0 +1,120 @@
+"""Puts a federation together out of a recipe, data and features, and trains the reward head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedpref.aggregation.optimizers import ServerOptimizer, Vector
+from fedpref.channel.local import LocalChannel
+from fedpref.client.node import Node
+from fedpref.client.work import prepare_node
+from fedpref.config import Recipe
+from fedpref.data.loading import FederatedData
+from fedpref.folder import RunFolder
+from fedpref.journal import Checkpoints, SealedJournal
+from fedpref.manifest import reward_head_manifest
+from fedpref.plan import Plan
+from fedpref.rounds import Federation, run_rounds
+from fedpref.server import Server
+from fedpref.tracking import Tracker, Trackers
+from privacy.ledger import Ledger, LedgerHeader
+from privacy.mechanism import GaussianMechanism
+from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
+from privacy.units import Trust
+from reward.features import Array
+from reward.pairs import Conversation
+
+NODE = "local"
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """What a training run starts from: a plan, the clients' records, and projected features of any text."""
+
+    plan: Plan
+    data: FederatedData
+    features: Callable[[Sequence[Conversation]], Array]
+
+
+def train_reward_head(
+    given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
+) -> Vector:
+    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]."""
+    plan, recipe = given.plan, given.plan.recipe
+    mechanism, rng = plan.mechanism(), random_source(recipe)
+    manifest = reward_head_manifest(recipe.reward.projection_dim)
+    ledger = Ledger(folder.ledger, _header(given, "federation", recipe.privacy.target_epsilon))
+    # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
+    own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
+    node_ledger = Ledger(folder.node / "ledger.jsonl", _header(given, f"node:{NODE}", own_budget))
+    try:
+        done, _ = (checkpoints := Checkpoints(folder.checkpoints)).last()
+        _expect(ledger, node_ledger, mechanism, plan.num_rounds - done)
+        journal = SealedJournal(folder.node / "sealed.bin")
+        node = Node(
+            name=NODE,
+            num_clients=len(given.data.clients),
+            data=prepare_node(
+                given.data.clients, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
+            ),
+            manifest=manifest,
+            mechanism=mechanism,
+            ledger=node_ledger,
+            journal=journal,
+            rng=rng,
+        )
+        server = Server(
+            manifest=manifest,
+            num_clients=len(given.data.clients),
+            mechanism=mechanism,
+            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
+            divisor=plan.divisor,
+            rng=rng,
+            warn=warn,
+        )
+        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
+        journal.clear()
+        return server.optimizer.averaged
+    finally:
+        ledger.close()
+        node_ledger.close()
+
+
+def random_source(recipe: Recipe) -> RandomSource:
+    """The operating system's, or, if the recipe says so, the reproducible one that protects nobody."""
+    return SystemRandom() if recipe.privacy.rng == "os" else SeededNonPrivateRandom(recipe.seed)
+
+
+def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> LedgerHeader:
+    recipe, p = given.plan.recipe, given.plan.recipe.privacy
+    return LedgerHeader(
+        scope=scope,
+        run=given.plan.digest[:16],
+        unit=p.unit,
+        trust=p.trust,
+        target_epsilon=target_epsilon,
+        target_delta=p.target_delta,
+        private_rng=p.rng == "os",
+        facts={
+            "max_grad_norm": p.max_grad_norm,
+            "max_pairs_per_user": p.max_pairs_per_user,
+            "num_clients": len(given.data.clients),
+            "num_evaluation_users": given.data.split.num_evaluation_users,
+            "num_rounds": recipe.federation.num_rounds,
+            "num_units": given.data.num_units(p.unit),
+            "num_users_declared": recipe.federation.num_users,
+        },
+    )
+
+
+def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, rounds: int) -> None:
+    """Check the plan as a whole against both budgets, so that no round needs an accountant of its own.
+
+    An interrupted round that goes on under its own booking is already counted.
+    """
+    for book, events in ((ledger, mechanism.events()), (node_ledger, mechanism.node_events())):
+        left = rounds - (1 if book.open_reservation is not None else 0)
+        for adversary, event in events.items():
+            book.expect(adversary, Counter({event: max(left, 0)}))

@@ -1,0 +1,7 @@
+"""Ledger -> report -> text and JSON; and the check that a stranger can run."""
+
+from privacy.report.build import Report, build_report
+from privacy.report.text import render_text
+from privacy.report.verify import Verdict, verify
+
+__all__ = ["Report", "Verdict", "build_report", "render_text", "verify"]

@@ -1,0 +1,153 @@
+"""Verified ledgers -> a report: who is protected, against whom, by how much, under which assumptions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privacy.accounting import epsilon
+from privacy.errors import LedgerError
+from privacy.events import TrustedEvent
+from privacy.ledger import LedgerView, read_ledger
+from privacy.units import Adversary, PrivacyUnit, Trust
+
+SCHEMA = "fedpref-report-1"
+FEDERATION = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of a privacy report; ``fields`` is what JSON and text show."""
+
+    fields: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence."""
+        return str(self.fields["summary"])
+
+
+def ledger_paths(run: Path) -> list[Path]:
+    """The federation's ledger of a run folder, then those of its nodes."""
+    return [run / FEDERATION, *sorted(run.glob("nodes/*/ledger.jsonl"))]
+
+
+def build_report(run: Path) -> Report:
+    """Read and verify every ledger of a run folder, compose afresh, and describe.
+
+    Raises:
+        LedgerError: a ledger is missing or broken.
+    """
+    paths = ledger_paths(run)
+    views = [read_ledger(path) for path in paths]
+    federation, nodes = views[0], views[1:]
+    if not nodes:
+        raise LedgerError(
+            f"{run.name}: no node ledger.",
+            "A run has one for the federation and one for each node that holds data.",
+            "Restore the folder `nodes` of this run.",
+        )
+    header = federation.header
+    return Report(
+        {
+            "schema": SCHEMA,
+            "summary": _summary(federation),
+            "run": header.run,
+            "unit": header.unit.value,
+            "relation": header.relation.value,
+            "trust": header.trust.value,
+            "target_epsilon": header.target_epsilon,
+            "delta": header.target_delta,
+            "private_rng": header.private_rng,
+            "facts": dict(header.facts),
+            "claim": _rows(federation),
+            "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
+            "rounds_reserved": len(federation.reservations),
+            "rounds_committed": len(federation.committed),
+            "assumptions": _assumptions(federation),
+            "ledgers": [
+                {"file": str(path.relative_to(run)), "head": view.head, "entries": view.num_entries}
+                for path, view in zip(paths, views, strict=True)
+            ],
+        }
+    )
+
+
+def _rows(view: LedgerView) -> list[dict[str, Any]]:
+    rows = []
+    for adversary in Adversary:
+        value = view.epsilon(adversary)
+        nominal = view.nominal(adversary)
+        trusted = any(isinstance(event, TrustedEvent) for event in nominal)
+        rows.append(
+            {
+                "adversary": adversary.value,
+                "described": adversary.described,
+                "trusted": trusted,
+                "epsilon": value if math.isfinite(value) else None,
+                "epsilon_if_random_numbers_were_private": None
+                if view.header.private_rng or trusted
+                else _finite(epsilon(nominal, view.header.target_delta)),
+                "delta": view.header.target_delta,
+                "unit": view.header.unit.value,
+                "events": [{"count": n, "event": e.to_json()} for e, n in sorted(nominal.items(), key=str)],
+            }
+        )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+_WHO = {
+    PrivacyUnit.USER: ("person", "people", "any one person's votes"),
+    PrivacyUnit.EXAMPLE: ("preference record", "preference records", "any one record"),
+    PrivacyUnit.CLIENT: ("client", "clients", "any one client's data"),
+}
+
+
+def _summary(view: LedgerView) -> str:
+    one, many, secret = _WHO[view.header.unit]
+    number = view.header.facts.get("num_units")
+    who = f"Each of the {number:,} {many}" if isinstance(number, int) else f"Each {one}"
+    if not view.header.private_rng:
+        return (
+            f"NOT PRIVATE: this run used reproducible (seeded) random numbers; whoever knows the seed can remove the "
+            f"noise; {who[0].lower()}{who[1:]} whose feedback was used here is not protected."
+        )
+    value = view.epsilon(Adversary.READER)
+    if not math.isfinite(value):
+        return f"NOT PRIVATE: no finite epsilon protects {many} of this run; it released something without noise."
+    server = {
+        Trust.CENTRAL: "the server is trusted and sees every client's un-noised sum",
+        Trust.LOCAL: "nobody is trusted: the same holds against the server",
+    }.get(view.header.trust, "see the table for the server")
+    return (
+        f"{who} whose feedback trained this model is protected: whoever reads what was released can tell whether "
+        f"{secret} took part only within epsilon = {math.ceil(value * 1e4) / 1e4:.4f} at delta = "
+        f"{view.header.target_delta:g} ({view.header.unit.value} level); {server}."
+    )
+
+
+def _assumptions(view: LedgerView) -> list[str]:
+    header = view.header
+    lines = [
+        f"The number of {_WHO[header.unit][1]} and the invited clients are public; neighbours differ in one unit's "
+        "contribution being replaced by the empty one (zero-out).",
+        "A user_id is one person and occurs in one client only (one person, one client): not checked.",
+        "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
+        "Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded.",
+        "The time at which a message arrives is out of scope.",
+    ]
+    evaluated = header.facts.get("num_evaluation_users")
+    if isinstance(evaluated, int) and evaluated > 0:
+        lines.append(
+            f"{evaluated:,} evaluation users, split off by hash before training, are NOT protected: "
+            "the evaluation figures are computed from their votes."
+        )
+    if header.trust is Trust.CENTRAL:
+        lines.append("The server adds the promised noise and forgets the clients' sums: trusted, not checked.")
+    return lines

@@ -1,0 +1,58 @@
+"""Report -> plain text. The first sentence is for somebody who has never trained anything."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from privacy.report.build import Report
+
+
+def render_text(report: Report) -> str:
+    """The report as plain text, 100 columns wide."""
+    f = report.fields
+    lines = [*textwrap.wrap(report.summary, 100), ""]
+    lines += [f"Privacy report of run {f['run']}", ""]
+    lines += _table("Who could learn something about one unit, and how much (the claim)", f["claim"])
+    for node in f["nodes"]:
+        lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
+    lines += [
+        "How it was computed",
+        f"  unit {f['unit']}, neighbouring relation {f['relation']}, trust {f['trust']}",
+        f"  {f['rounds_reserved']} rounds reserved, {f['rounds_committed']} committed; every reserved round counts",
+        "  accountant: privacy loss distributions (dp_accounting), cross-checked by Rényi DP",
+        *(f"  public constant {key} = {value}" for key, value in sorted(f["facts"].items())),
+        "",
+        "Assumptions that nobody checked for you",
+        *(
+            line
+            for text in f["assumptions"]
+            for line in textwrap.wrap(text, 96, initial_indent="  - ", subsequent_indent="    ")
+        ),
+        "",
+        "Ledgers",
+        *(f"  {x['file']}: {x['entries']} lines, head {x['head']}" for x in f["ledgers"]),
+        "  check them with: fedpref verify RUN   (or, without torch: python -m privacy verify RUN)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def epsilon_text(row: dict[str, Any]) -> str:
+    """One cell: a number, `trusted`, or infinity spelled out."""
+    if row["trusted"]:
+        return "none: trusted"
+    if row["epsilon"] is None:
+        as_if = row["epsilon_if_random_numbers_were_private"]
+        return "INFINITE" + (f" ({as_if:.4f} had the random numbers been private)" if as_if is not None else "")
+    return f"epsilon {row['epsilon']:.4f} at delta {row['delta']:g}, unit {row['unit']}"
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [title]
+    for row in rows:
+        lines.append(f"  {row['described']:<66} {epsilon_text(row)}")
+        for item in row["events"]:
+            event = {k: v for k, v in item["event"].items() if k != "kind"}
+            details = ", ".join(f"{k} {v}" for k, v in sorted(event.items()))
+            lines.append(f"      {item['count']} x {item['event']['kind']}{': ' + details if details else ''}")
+    return [*lines, ""]

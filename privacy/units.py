@@ -1,0 +1,49 @@
+"""Who is protected (unit), what neighbours differ in (relation), and against whom (adversary)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PrivacyUnit(StrEnum):
+    """What one neighbouring data set lacks: one preference record, one person, or one client."""
+
+    EXAMPLE = "example"
+    USER = "user"
+    CLIENT = "client"
+
+
+class Trust(StrEnum):
+    """Where the noise is added: by the server, inside secure aggregation, or by each client alone."""
+
+    CENTRAL = "central"
+    DISTRIBUTED = "distributed"
+    LOCAL = "local"
+
+
+class Relation(StrEnum):
+    """Neighbouring relations of the ledger.
+
+    ``ZERO_OUT``: one unit's contribution is replaced by the empty one; membership, the declared number of units and
+    every divisor stay. It is dp_accounting's ``REPLACE_SPECIAL`` and equals add/remove for the Poisson-sampled
+    Gaussian, because no divisor depends on data (guarantees.md rule 10).
+    """
+
+    ZERO_OUT = "zero_out"
+
+
+class Adversary(StrEnum):
+    """Who might try to learn about one unit; no epsilon is printed without one of these."""
+
+    READER = "reader"
+    OTHER_CLIENTS = "other_clients"
+    SERVER = "server"
+
+    @property
+    def described(self) -> str:
+        """One phrase for reports."""
+        return {
+            Adversary.READER: "reader of the release",
+            Adversary.OTHER_CLIENTS: "other clients (see every round's parameters)",
+            Adversary.SERVER: "honest-but-curious server (sees all messages and who takes part)",
+        }[self]
