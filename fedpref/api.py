@@ -123,7 +123,7 @@ def _evaluate_split(
     }
 
 
-def _finish(
+def _finish(  # noqa: PLR0917 - one caller, right above
     folder: RunFolder,
     the_plan: Plan,
     config: Any,

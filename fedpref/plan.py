@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fedpref.config import Recipe
@@ -42,13 +43,20 @@ class Plan:
     noise_multiplier: float
     rows: tuple[AdversaryRow, ...]
     node_rows: tuple[AdversaryRow, ...]
-    epsilon_marks: tuple[tuple[int, float], ...]
     facts: dict[str, int]
 
     @property
     def num_rounds(self) -> int:
         """Rounds of the run."""
         return self.recipe.federation.num_rounds
+
+    @cached_property
+    def epsilon_marks(self) -> tuple[tuple[int, float], ...]:
+        """(round, epsilon against readers up to it), at every tenth of the run: upper bounds for the rounds before."""
+        reader = self.mechanism().events()[Adversary.READER]
+        marks = sorted({math.ceil(self.num_rounds * i / _MARKS) for i in range(1, _MARKS + 1)})
+        delta = self.recipe.privacy.target_delta
+        return tuple((mark, epsilon(Counter({reader: mark}), delta)) for mark in marks)
 
     @property
     def divisor(self) -> float:
@@ -156,14 +164,11 @@ def make_plan(recipe: Recipe) -> Plan:
     if z is None:
         z = calibrate_noise_multiplier(p.target_epsilon or 0.0, p.target_delta, p.sample_rate, rounds)
     mechanism = mechanism_of(recipe, z)
-    reader = mechanism.events()[Adversary.READER]
-    marks = sorted({math.ceil(rounds * i / _MARKS) for i in range(1, _MARKS + 1)})
     return Plan(
         recipe,
         z,
         _rows(mechanism.events(), rounds, p.target_delta),
         _rows(mechanism.node_events(), rounds, p.target_delta) if p.trust is Trust.CENTRAL else (),
-        tuple((mark, epsilon(Counter({reader: mark}), p.target_delta)) for mark in marks),
         _facts(recipe),
     )
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpref.recipes import find_recipe, parse_override, read_recipe
-
 if TYPE_CHECKING:
     from fedpref.plan import AdversaryRow, Plan
 
@@ -20,6 +18,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
     """Say what a run would do and cost: noise, epsilon per adversary, bytes, time. Trains nothing, reads no data."""
+    from fedpref.recipes import find_recipe, parse_override, read_recipe
+
     loaded = read_recipe(find_recipe(recipe), dict(parse_override(text) for text in overrides or []))
     from fedpref.plan import make_plan
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from fedpref.errors import RecipeError
-from fedpref.recipes import find_recipe, list_recipes, purpose, recipes_folder
 
 app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_help=True)
 
@@ -17,6 +16,8 @@ app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_he
 @app.command()
 def ls() -> None:
     """Every shipped recipe with its purpose."""
+    from fedpref.recipes import list_recipes, purpose, recipes_folder
+
     for path in list_recipes():
         name = path.relative_to(recipes_folder()).with_suffix("")
         typer.echo(f"{name!s:<24} {purpose(path)}")
@@ -25,6 +26,8 @@ def ls() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
     """Print a recipe."""
+    from fedpref.recipes import find_recipe
+
     typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
@@ -34,6 +37,8 @@ def copy(
     destination: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
 ) -> None:
     """Copy a recipe, to be edited."""
+    from fedpref.recipes import find_recipe
+
     source = find_recipe(name)
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target

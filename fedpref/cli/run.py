@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fedpref.recipes import find_recipe, parse_override, read_recipe
-
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe by path or shipped name.")],
@@ -15,6 +13,8 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in output_dir.")] = False,
 ) -> None:
     """Train, release, report and evaluate. Everything lands in the recipe's output_dir."""
+    from fedpref.recipes import find_recipe, parse_override, read_recipe
+
     loaded = read_recipe(find_recipe(recipe), dict(parse_override(text) for text in overrides or []))
     from fedpref.api import run as run_recipe
     from fedpref.cli.plan import plan_lines
