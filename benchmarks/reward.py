@@ -36,7 +36,7 @@ from fedpref.data.preferences import Preferences, check_records
 from fedpref.data.reading import read_dataset
 from fedpref.data.spec import find_dataset
 from fedpref.data.split import split_preferences
-from fedpref.evaluation import correctness
+from fedpref.evaluation import Scores, correctness
 from fedpref.folder import RunFolder
 from fedpref.plan import make_plan
 from fedpref.training import TrainingInput, train_reward_head
@@ -89,7 +89,9 @@ class Bench:
         split = split_preferences(self.data, recipe.evaluation)
         return FederatedData(partition(split.train, recipe.federation.partition), split)
 
-    def train(self, recipe: Recipe, projection: PublicProjection, data: FederatedData) -> tuple[np.ndarray, float, float]:
+    def train(
+        self, recipe: Recipe, projection: PublicProjection, data: FederatedData
+    ) -> tuple[np.ndarray, float, float]:
         """One run in a fresh folder, as ``fedpref run`` does it; returns the head, epsilon and CPU seconds."""
         with tempfile.TemporaryDirectory(dir="runs/benchmarks") as scratch:
             folder = RunFolder(Path(scratch) / "run")
@@ -99,6 +101,10 @@ class Bench:
             start = time.process_time()
             weight = train_reward_head(given, folder, [], say)
             return weight, read_ledger(folder.ledger).epsilon(Adversary.READER), time.process_time() - start
+
+    def scorer(self, projection: PublicProjection, weight: np.ndarray) -> Scores:
+        """Texts -> scores of one trained head."""
+        return lambda texts: head_scores(projection(self.store(texts)), weight)
 
     def projection(self, recipe: Recipe) -> PublicProjection:
         """From the public text of the topics that are not held out."""
@@ -122,9 +128,7 @@ def accuracy(bench: Bench) -> dict[str, Any]:
                 if name == "private":
                     epsilons.append(epsilon)
                 for side, part in (("unseen", data.split.unseen), ("seen", data.split.seen)):
-                    per_fold[name, side].append(
-                        correctness(part, lambda texts, w=weight: head_scores(projection(bench.store(texts)), w))
-                    )
+                    per_fold[name, side].append(correctness(part, bench.scorer(projection, weight)))
         for (name, side), repetitions in per_fold.items():
             correct = np.mean([c for c, _ in repetitions], axis=0)
             part = getattr(data.split, side)
@@ -147,7 +151,9 @@ def _figures(hits: dict[tuple[str, str], list[list[tuple[np.ndarray, np.ndarray]
         for fold in hits[name, side]:
             values, names = fold[column]
             owner = np.array([number[u] for u in names.tolist()])
-            result.append((np.bincount(owner, weights=values, minlength=len(users)), np.bincount(owner, minlength=len(users))))
+            result.append(
+                (np.bincount(owner, weights=values, minlength=len(users)), np.bincount(owner, minlength=len(users)))
+            )
         return result
 
     def spread(totals: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -160,14 +166,18 @@ def _figures(hits: dict[tuple[str, str], list[list[tuple[np.ndarray, np.ndarray]
     for side in ("unseen", "seen"):
         private, noiseless = folds_of("private", side, 0), folds_of("noiseless", side, 0)
         longer = folds_of("private", side, 1)
-        mean = {k: float(np.mean([t.sum() / c.sum() for t, c in v])) for k, v in
-                {"private": private, "noiseless": noiseless, "longer": longer}.items()}
+        mean = {
+            k: float(np.mean([t.sum() / c.sum() for t, c in v]))
+            for k, v in {"private": private, "noiseless": noiseless, "longer": longer}.items()
+        }
         out[side] = {
             "private": summary(mean["private"], spread(private)),
             "noiseless": summary(mean["noiseless"], spread(noiseless)),
             "longer_is_better": summary(mean["longer"], spread(longer)),
             "private_over_longer": summary(mean["private"] - mean["longer"], spread(private) - spread(longer)),
-            "private_minus_noiseless": summary(mean["private"] - mean["noiseless"], spread(private) - spread(noiseless)),
+            "private_minus_noiseless": summary(
+                mean["private"] - mean["noiseless"], spread(private) - spread(noiseless)
+            ),
             "per_fold": [100 * float(t.sum() / c.sum()) for t, c in private],
         }
     return out
@@ -241,7 +251,9 @@ def main() -> None:
     result["speed"] = rounds(bench)
     if not options.json:
         speed = result["speed"]
-        print(f"1,000 rounds: {speed['cpu_seconds']['median']:.1f} CPU s, {speed['ratio_to_bare_numpy']:.1f} x a bare numpy loop")
+        print(
+            f"1,000 rounds: {speed['cpu_seconds']['median']:.1f} CPU s, {speed['ratio_to_bare_numpy']:.1f} x a bare numpy loop"
+        )
     print(json.dumps(result))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedpref.version import __version__
+
 if TYPE_CHECKING:
     from fedpref.api import LoadedRecipe, Run, load_recipe, plan, run
 
-__version__ = "0.1.0"
 __all__ = ["LoadedRecipe", "Run", "__version__", "load_recipe", "plan", "run"]
 
 

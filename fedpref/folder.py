@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fedpref
 from fedpref.config import Recipe
 from fedpref.errors import DiskError, RunFolderError
 from fedpref.journal import write_durably
 from fedpref.recipes import dump_recipe, read_recipe
+from fedpref.version import __version__
 
 SCHEMA = "fedpref-run-1"
 
@@ -97,9 +97,7 @@ class RunFolder:
                 "Set output_dir=… to a place with room.",
             ) from None
         write_durably(self.recipe_file, dump_recipe(recipe).encode())
-        self._write_status(
-            {"schema": SCHEMA, "fedpref": fedpref.__version__, "status": "started", "plan_digest": plan_digest}
-        )
+        self._write_status({"schema": SCHEMA, "fedpref": __version__, "status": "started", "plan_digest": plan_digest})
 
     def _write_status(self, status: dict[str, Any]) -> None:
         write_durably(self.path / "run.json", (json.dumps(status, indent=2) + "\n").encode())

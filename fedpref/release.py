@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fedpref
 from fedpref.aggregation.optimizers import Vector
 from fedpref.data.spec import DatasetSpec
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
+from fedpref.version import __version__
 from privacy.ledger import read_ledger
 from privacy.report import Report
 from privacy.report.build import ledger_paths
@@ -72,7 +72,7 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     files = sorted(p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json")
     manifest = {
         "schema": "fedpref-release-1",
-        "fedpref": fedpref.__version__,
+        "fedpref": __version__,
         "plan_digest": plan.digest,
         "files": {str(p.relative_to(release)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
         "ledger_heads": {str(p.relative_to(run)): read_ledger(p).head for p in ledger_paths(run)},

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 
-from privacy.errors import AccountantDisputeError, ParameterError
+from privacy.errors import AccountantDisputeError, ParameterError, UnsupportedEventError
 from privacy.events import Event, GaussianEvent, NonPrivateEvent, TrustedEvent
 
 Composition = Mapping[Event, int]
@@ -32,7 +32,8 @@ def epsilon(events: Composition, delta: float) -> float:
     | empty | 0.0 |
     | contains a trusted or a non-private event | inf |
     | delta outside (0, 1) | ParameterError |
-    | PLD above RDP by more than 0.01 and 1 % | AccountantDisputeError |
+    | PLD above RDP by more than 0.01 and 1 %, or not a number | AccountantDisputeError |
+    | numbers beyond what the accountants can represent | UnsupportedEventError |
     """
     if not 0.0 < delta < 1.0:
         raise ParameterError(
@@ -52,8 +53,15 @@ def epsilon(events: Composition, delta: float) -> float:
 @lru_cache(maxsize=4096)
 def _epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """PLD epsilon of a sorted composition of (noise multiplier, sampling rate, count), checked against RDP."""
-    pld, rdp = pld_epsilon(gaussians, delta), rdp_epsilon(gaussians, delta)
-    if pld > rdp + max(0.01, 0.01 * rdp):
+    try:
+        pld, rdp = pld_epsilon(gaussians, delta), rdp_epsilon(gaussians, delta)
+    except (ArithmeticError, ValueError, MemoryError) as error:
+        raise UnsupportedEventError(
+            f"No epsilon for {str(gaussians)[:120]}.",
+            f"The accountant said {type(error).__name__}: {error}.",
+            "Use a noise multiplier and a sample rate in an ordinary range.",
+        ) from error
+    if not pld <= rdp + max(0.01, 0.01 * rdp):  # so written, NaN is a dispute too
         raise AccountantDisputeError(
             f"PLD says epsilon {pld:.4f}, RDP says {rdp:.4f}.",
             "The tighter accountant may never report more than the looser one.",

@@ -22,12 +22,20 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
     Raises:
         CalibrationError: the target is not positive, or no multiplier in [0.2, 10,000] reaches it.
     """
-    if not (math.isfinite(target_epsilon) and target_epsilon > 0 and 0 < target_delta < 1 and rounds >= 1):
-        raise _unreachable(target_epsilon, target_delta, "epsilon must be positive, delta in (0, 1), rounds at least 1")
+    if not (
+        math.isfinite(target_epsilon)
+        and target_epsilon > 0
+        and 0 < target_delta < 1
+        and 0 < sample_rate <= 1
+        and rounds >= 1
+    ):
+        why = "epsilon must be positive, delta in (0, 1), the sample rate in (0, 1], rounds at least 1"
+        raise _unreachable(target_epsilon, target_delta, why)
 
     @lru_cache
     def excess_pld(log_z: float) -> float:
-        return math.log(pld_epsilon(((math.exp(log_z), sample_rate, rounds),), target_delta) / target_epsilon)
+        spent = pld_epsilon(((math.exp(log_z), sample_rate, rounds),), target_delta)
+        return math.log(max(spent, 1e-300) / target_epsilon)  # enough noise at a large delta spends nothing
 
     high = _by_rdp(target_epsilon, target_delta, sample_rate, rounds)
     if high == _LARGEST and excess_pld(math.log(high)) > 0:

@@ -79,7 +79,20 @@ def parse_chain(data: bytes, name: str) -> Chain:
             raise _broken(name, number, "It does not follow the line before it (edited, moved, deleted or repeated).")
         entries.append(entry)
         prev = entry.hash
+    if _overlong(tail):
+        raise _broken(
+            name, len(lines) + 1, "It does not end where its JSON ends; a crash leaves the beginning of a line."
+        )
     return Chain(tuple(entries), tail)
+
+
+def _overlong(tail: bytes) -> bool:
+    """True if more than one JSON value stands where a crash would have left the beginning of a line."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(tail.decode("ascii", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return end < len(tail)
 
 
 def _parse_line(line: bytes, number: int, name: str) -> Entry:
@@ -99,7 +112,7 @@ def _parse_line(line: bytes, number: int, name: str) -> Entry:
     entry = Entry(fields["seq"], fields["kind"], fields["body"], fields["prev"], fields["hash"])
     try:
         honest = entry.hash == _digest(entry.seq, entry.kind, entry.body, entry.prev) and _line(entry) == line + b"\n"
-    except ValueError:  # NaN or infinity, which canonical JSON does not have
+    except (ValueError, RecursionError):  # NaN or infinity, which canonical JSON does not have; or nested too deep
         honest = False
     if not honest:
         raise _broken(name, number, "Its hash does not match its content, or it is not in canonical form.")
@@ -126,20 +139,22 @@ class ChainWriter:
 
     def __init__(self, path: Path) -> None:
         """Open or create ``path``; a torn last line is cut off (what it announced never began)."""
-        self._path = path
-        created = not path.exists()
-        self._fd = -1
+        self._path, self._fd = path, -1
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
             _lock(self._fd, path.name)
-            self.chain = Chain((), b"") if created else read_chain(path)
+            self.chain = read_chain(path)
             if self.chain.torn_tail:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(self.chain.torn_tail))
                 os.fsync(self._fd)
-            if created:
+            if not self.chain.entries:
                 fsync_folder(path.parent)
         except OSError as error:
+            self.close()
             raise self._not_durable(error) from None
+        except LedgerError:
+            self.close()
+            raise
         self._seq, self._head, self._failed = len(self.chain.entries), self.chain.head, False
 
     @property
@@ -157,8 +172,10 @@ class ChainWriter:
             raise self._not_durable(OSError(0, "an earlier write failed"))
         body = json.loads(canonical(body))
         entry = Entry(self._seq, kind, body, self._head, _digest(self._seq, kind, body, self._head))
+        line = _line(entry)
+        if len(line) > MAX_LINE:
+            raise self._not_durable(OSError(0, f"a line of {len(line)} bytes cannot be read back"))
         try:
-            line = _line(entry)
             if os.write(self._fd, line) != len(line):
                 raise OSError(0, "the line was written only in part")
             if durable:
@@ -196,7 +213,6 @@ def _lock(fd: int, name: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
         raise LedgerError(
             f"{name}: another process is writing it.",
             "Two runs on one ledger would lose spends.",

@@ -63,23 +63,31 @@ class LedgerHeader:
         try:
             if body["schema"] != SCHEMA or set(body) != {*cls.__dataclass_fields__, "schema"}:
                 raise ValueError(f"schema {body.get('schema')!r}")
+            if type(body["private_rng"]) is not bool or not isinstance(body["facts"], dict):
+                raise TypeError("private_rng or facts")
             return cls(
                 scope=str(body["scope"]),
                 run=str(body["run"]),
                 unit=PrivacyUnit(body["unit"]),
                 trust=Trust(body["trust"]),
-                target_epsilon=None if body["target_epsilon"] is None else float(body["target_epsilon"]),
-                target_delta=float(body["target_delta"]),
-                private_rng=bool(body["private_rng"]),
+                target_epsilon=None if body["target_epsilon"] is None else _number(body["target_epsilon"]),
+                target_delta=_number(body["target_delta"]),
+                private_rng=body["private_rng"],
                 facts=dict(body["facts"]),
                 relation=Relation(body["relation"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LedgerError(
                 f"{name}: the first line does not open a ledger that this version reads.",
                 f"{type(error).__name__}: {error}.",
                 "Read it with the version of fedpref that wrote it.",
             ) from None
+
+
+def _number(value: Any) -> float:
+    if type(value) not in {int, float}:
+        raise TypeError(f"{value!r} where a number is expected")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -90,13 +98,20 @@ class Reservation:
     round: int
     events: Events
     _used_by: set[str] = field(default_factory=set, compare=False, repr=False)
+    _closed: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def use(self, party: str) -> None:
         """Mark the one release of ``party`` (the server, or one client) under this reservation.
 
         Raises:
-            MechanismMisuseError: it was used before; a second release needs a second event.
+            MechanismMisuseError: it was used before (a second release needs a second event), or it is closed.
         """
+        if self._closed:
+            raise MechanismMisuseError(
+                f"Round {self.round}: a release of {party} under a reservation that is closed.",
+                f"The ledger closed it by {self._closed[0]}.",
+                "Reserve again.",
+            )
         if party in self._used_by:
             raise MechanismMisuseError(
                 f"Round {self.round}: a second release of {party} under one reservation.",
@@ -104,6 +119,15 @@ class Reservation:
                 "Reserve again, or send the journalled bytes of the first release.",
             )
         self._used_by.add(party)
+
+    @property
+    def used(self) -> bool:
+        """True if some party made its release."""
+        return bool(self._used_by)
+
+    def close(self, by: str) -> None:
+        """No release from here on: it was committed or aborted."""
+        self._closed.append(by)
 
 
 @dataclass(frozen=True)
@@ -116,6 +140,7 @@ class LedgerView:
     reservations: tuple[Reservation, ...]
     given_back: frozenset[int]
     committed: frozenset[int]
+    torn_bytes: int = 0  # of a last line without its end, which a crash may leave; it books nothing
 
     @property
     def open_reservation(self) -> Reservation | None:
@@ -162,6 +187,7 @@ def view_of(chain: Chain, name: str) -> LedgerView:
         tuple(reader.reservations),
         frozenset(reader.given_back),
         frozenset(reader.committed),
+        len(chain.torn_tail),
     )
 
 
@@ -228,21 +254,29 @@ class Ledger:
             LedgerError: the file is broken, or belongs to another run or other terms.
         """
         self._writer = ChainWriter(path)
-        if not self._writer.chain.entries:
-            self._writer.append("open", header.to_json(), durable=True)
-            self._view = LedgerView(header, self._writer.head, 1, (), frozenset(), frozenset())
-        else:
-            self._view = view_of(self._writer.chain, path.name)
-            if self._view.header != header:
-                raise LedgerError(
-                    f"{path.name}: was opened under other terms.",
-                    "Unit, trust, budget, delta, random numbers or clipping differ from this run's.",
-                    "Resume with the recipe that the run folder holds, or start a new run folder.",
-                )
+        try:
+            self._view = self._begin(path.name, header)
+        except BaseException:
+            self._writer.close()
+            raise
         self.header = header
         self._open = self._view.open_reservation
+        self._round = max((r.round for r in self._view.reservations), default=1)
         self._spent = {a: self._view.nominal(a) for a in Adversary}
         self._within_budget: list[tuple[Adversary, Counter[Event]]] = []
+
+    def _begin(self, name: str, header: LedgerHeader) -> LedgerView:
+        if not self._writer.chain.entries:
+            self._writer.append("open", header.to_json(), durable=True)
+            return LedgerView(header, self._writer.head, 1, (), frozenset(), frozenset())
+        view = view_of(self._writer.chain, name)
+        if view.header != header:
+            raise LedgerError(
+                f"{name}: was opened under other terms.",
+                "Unit, trust, budget, delta, random numbers or clipping differ from this run's.",
+                "Resume with the recipe that the run folder holds, or start a new run folder.",
+            )
+        return view
 
     @property
     def head(self) -> str:
@@ -259,7 +293,8 @@ class Ledger:
 
         Raises:
             BudgetError: the round would take some adversary's epsilon above the target; nothing is written.
-            MechanismMisuseError: an earlier reservation is still open.
+            MechanismMisuseError: an earlier reservation is still open, the round lies before it, or an adversary has no
+                event.
             LedgerWriteError: the disk refused.
         """
         if self._open is not None:
@@ -268,31 +303,62 @@ class Ledger:
                 f"Round {self._open.round} is still open.",
                 "Commit or abort it first.",
             )
+        if type(round_number) is not int or round_number < self._round or set(events) != set(Adversary):
+            raise MechanismMisuseError(
+                f"Round {round_number} cannot be reserved.",
+                f"It lies before round {self._round}, or it has not one event per adversary.",
+                "Count rounds upwards from 1; take the events from the mechanism.",
+            )
+        body = {"round": round_number, "events": {a.value: e.to_json() for a, e in events.items()}}
+        for event in events.values():
+            event_from_json(event.to_json())  # what could not be read back is not written
         for adversary, event in events.items():
             self._check_budget(adversary, add(self._spent[adversary], event), round_number)
-        body = {"round": round_number, "events": {a.value: e.to_json() for a, e in events.items()}}
         entry = self._writer.append("reserve", body, durable=True)
         for adversary, event in events.items():
             self._spent[adversary][event] += 1
-        self._open = Reservation(entry.seq, round_number, dict(events))
+        self._open, self._round = Reservation(entry.seq, round_number, dict(events)), round_number
         return self._open
 
     def retry(self, reservation: Reservation, sealed_digest: str) -> None:
         """Go on with an interrupted round whose sealed bytes are identical, or were never sent."""
+        self._check_open(reservation)
         self._writer.append("retry", {"reserve": reservation.seq, "sealed": sealed_digest}, durable=True)
 
     def commit(self, reservation: Reservation) -> None:
         """Close a round that ran. Losing this line in a crash loses nothing: the reservation counts anyway."""
+        self._check_open(reservation)
         self._writer.append("commit", {"reserve": reservation.seq}, durable=False)
+        reservation.close("commit")
         self._open = None
 
     def abort(self, reservation: Reservation, reason: str, *, spent: bool) -> None:
-        """Close a round that failed; ``spent=False`` only if nothing of it can have left a client."""
+        """Close a round that failed; ``spent=False`` only if nothing of it can have left a client.
+
+        Raises:
+            MechanismMisuseError: it is not the open reservation, or a release was made that is to be given back.
+        """
+        self._check_open(reservation)
+        if reservation.used and not spent:
+            raise MechanismMisuseError(
+                f"Round {reservation.round} cannot be given back.",
+                "A release was made under it.",
+                "Abort it as spent.",
+            )
+        reservation.close("abort")  # first: what is about to be given back may not be released any more
         self._writer.append("abort", {"reserve": reservation.seq, "spent": spent, "reason": reason}, durable=True)
         if not spent:
             for adversary, event in reservation.events.items():
                 self._spent[adversary][event] -= 1
         self._open = None
+
+    def _check_open(self, reservation: Reservation) -> None:
+        if reservation is not self._open:
+            raise MechanismMisuseError(
+                f"Round {reservation.round} is not open.",
+                "Only the open reservation can be retried, committed or aborted.",
+                "Take it from `Ledger.reserve` or `Ledger.open_reservation`, and close it once.",
+            )
 
     def epsilon(self, adversary: Adversary) -> float:
         """Epsilon of what is reserved so far, as if the random numbers were private."""

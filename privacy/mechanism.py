@@ -42,7 +42,7 @@ class GaussianMechanism:
     | case | result |
     |---|---|
     | noise_multiplier 0 | released as is; the event is ``non_private`` |
-    | reservation of another event or round, or a bound above max_grad_norm | MechanismMisuseError |
+    | reservation of another event, used before or closed; a sum of another bound than max_grad_norm | MechanismMisuseError |
     | NaN, inf or negative parameters | ParameterError |
     """
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fedpref.config import Recipe
+from fedpref.data.loading import load_federated
+from fedpref.data.preferences import Preferences
+from fedpref.folder import RunFolder
+from fedpref.plan import make_plan
+from fedpref.recipes import validate_recipe
+from fedpref.tracking import Tracker
+from fedpref.training import TrainingInput, train_reward_head
+from reward.pairs import Conversation
 
 TOPICS = ("cats", "dogs", "birds")
 
@@ -23,7 +35,8 @@ def make_model(folder: Path) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.chat_template = (
         "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant: {% endif %}"
@@ -113,7 +126,7 @@ def recipe_tree(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
     """A whole recipe over tiny data in ``folder``; ``changes`` as ``privacy__rng="seeded"``."""
     tree: dict[str, Any] = {
         "model_name_or_path": str(model),
-        "datasets": [str(write_dataset(folder, votes()))],
+        "datasets": changes.pop("datasets") if "datasets" in changes else [str(write_dataset(folder, votes()))],
         "dtype": "float32",
         "max_length": 96,
         "federation": {"partition": {"by": "hash", "num_clients": 3}, "num_rounds": 6, "num_users": 50},
@@ -139,3 +152,51 @@ def write_recipe(folder: Path, model: Path, **changes: Any) -> Path:
 def _yaml(path: Path, tree: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path
+
+
+def make_recipe(folder: Path, model: Path | str = "not-loaded", **changes: Any) -> Recipe:
+    """``recipe_tree`` as a validated recipe; the model's name is never resolved by the tests that fake features."""
+    return validate_recipe(recipe_tree(folder, Path(model), **changes), "tiny")
+
+
+def fake_features(dimension: int = 8) -> Callable[[Sequence[Conversation]], npt.NDArray[np.float32]]:
+    """Features without a model: [n, d], from the text alone; the first one counts exclamation marks."""
+
+    def features(texts: Sequence[Conversation]) -> npt.NDArray[np.float32]:
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.sha256(repr(text).encode()).digest()[:4], "big")
+            row = np.random.default_rng(seed).normal(size=dimension) * 0.2
+            row[0] = text.completion.count("!") / 6 - 1
+            rows.append(row)
+        return np.array(rows, dtype=np.float32).reshape(len(rows), dimension)
+
+    return features
+
+
+def training_input(recipe: Recipe) -> TrainingInput:
+    """A plan, the tiny federation's data, and fake features."""
+    return TrainingInput(
+        make_plan(recipe), load_federated(recipe, lambda _: None), fake_features(recipe.reward.projection_dim)
+    )
+
+
+def train(recipe: Recipe, *, resume: bool = False, trackers: Sequence[Tracker] = ()) -> npt.NDArray[np.float64]:
+    """Train in ``recipe.output_dir`` without a base model: milliseconds. ``run.json`` stays at `started`."""
+    given, folder = training_input(recipe), RunFolder(Path(recipe.output_dir))
+    folder.begin(recipe, given.plan.digest, resume=resume)
+    return train_reward_head(given, folder, trackers, lambda _: None)
+
+
+def preferences(rows: Sequence[tuple[str, str, str]], prompt: str = "Say something.") -> Preferences:
+    """(user, chosen, rejected) -> checked preference records, all of one topic and client."""
+    texts: dict[Conversation, int] = {}
+
+    def number(completion: str) -> int:
+        return texts.setdefault(Conversation((("user", prompt),), completion), len(texts))
+
+    chosen = np.array([number(c) for _, c, _ in rows], dtype=np.int64)
+    rejected = np.array([number(r) for _, _, r in rows], dtype=np.int64)
+    users = np.array([user for user, _, _ in rows], dtype=np.str_)
+    blank = np.full(len(rows), "", dtype=np.str_)
+    return Preferences(tuple(texts), chosen, rejected, users, blank, blank)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpref.config import Recipe
+from fedpref.config import EvaluationConfig, Recipe
 from fedpref.data.partition import one_client_each, partition
 from fedpref.data.preferences import Preferences, check_records
 from fedpref.data.reading import files_of, read_dataset
@@ -51,8 +51,8 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
         data = Preferences.concat(list(holdings.values()))
     else:
         holdings = {}
-        data = Preferences.concat([_read(spec, None, recipe, warn) for spec in specs])
-    split = split_preferences(data, recipe.evaluation)
+        data = Preferences.concat([_read(spec, file, recipe, warn) for spec in specs for file in files_of(spec)])
+    split = split_preferences(data, _without_lost_topics(recipe.evaluation, holdings, data, warn))
     if not len(split.train):
         raise NoDataError(
             "No training records are left.",
@@ -60,7 +60,8 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
             "Check evaluation.user_fraction and evaluation.unseen_topics, and the warnings above.",
         )
     if holdings:
-        one_client_each(data)
+        if recipe.privacy.unit is PrivacyUnit.USER:
+            one_client_each(data)
         clients = {name: split_preferences_of(part, recipe) for name, part in holdings.items()}
     else:
         clients = partition(split.train, recipe.federation.partition)
@@ -68,6 +69,19 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
         if not len(part):
             warn(f"warning[FP215] client {name} has no training records: it contributes zero in every round")
     return FederatedData(clients, split)
+
+
+def _without_lost_topics(
+    evaluation: EvaluationConfig, holdings: dict[str, Preferences], data: Preferences, warn: Warn
+) -> EvaluationConfig:
+    """A client that is silenced may take an unseen topic with it; that is no reason to stop the others."""
+    if all(len(part) for part in holdings.values()):
+        return evaluation
+    lost = [topic for topic in evaluation.unseen_topics if topic not in data.topic]
+    for topic in lost:
+        warn(f"warning[FP216] no client that can be read has records of the unseen topic {topic!r}: not evaluated")
+    kept = tuple(topic for topic in evaluation.unseen_topics if topic not in lost)
+    return evaluation.model_copy(update={"unseen_topics": kept})
 
 
 def split_preferences_of(part: Preferences, recipe: Recipe) -> Preferences:
@@ -80,11 +94,12 @@ def _one_client_per_file(specs: list[DatasetSpec], recipe: Recipe, warn: Warn) -
     holdings: dict[str, Preferences] = {}
     for spec in specs:
         for file in files_of(spec):
+            client = file.stem if file.stem not in holdings else f"{spec.name}/{file.name}"
             try:
-                holdings[file.stem] = _marked(_read(spec, file, recipe, warn), file.stem)
+                holdings[client] = _marked(_read(spec, file, recipe, warn), client)
             except CODED_ERRORS as error:
-                warn(_silenced(file.stem, error))
-                holdings[file.stem] = Preferences.concat([])
+                warn(_silenced(client, error))
+                holdings[client] = Preferences.concat([])
     return holdings
 
 
@@ -97,8 +112,7 @@ def _marked(data: Preferences, client: str) -> Preferences:
     return Preferences(data.texts, data.chosen, data.rejected, data.user, data.topic, names)
 
 
-def _read(spec: DatasetSpec, file: Path | None, recipe: Recipe, warn: Warn) -> Preferences:
-    path = file or files_of(spec)[0]
+def _read(spec: DatasetSpec, path: Path, recipe: Recipe, warn: Warn) -> Preferences:
     data, problems = check_records(read_dataset(spec, need_user=recipe.privacy.unit is PrivacyUnit.USER, path=path))
     for problem in problems:
         warn(f"{path.name}: {problem.describe()}")

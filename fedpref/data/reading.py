@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,19 +91,37 @@ def _table(file: Path, spec: DatasetSpec) -> pyarrow.Table:
             return pyarrow.parquet.read_table(pyarrow.BufferReader(data))
         if file.suffix == ".csv":
             data.decode("utf-8")
-            return pyarrow.csv.read_csv(pyarrow.BufferReader(data))
+            return _csv(data, spec)
         return _json_lines(data.decode("utf-8"))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError and JSON errors are ValueErrors
         raise BrokenFileError(
             f"{file.name}: is truncated or not what its ending says.",
-            f"{type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            _reason(error),
             "Copy the file again; JSON and CSV must be UTF-8.",
         ) from None
 
 
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read; pyarrow quotes the offending row or value, which is private."""
+    told = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, pyarrow.ArrowException):
+        told = re.split("[:'\"]", told)[0].strip()
+    return f"{type(error).__name__}: {told[:160]}"
+
+
+def _csv(data: bytes, spec: DatasetSpec) -> pyarrow.Table:
+    """Every mapped column as text, as it stands: `007` is no number, and a text may have several lines."""
+    columns = {column: pyarrow.string() for column in ("user_id", *spec.fields.model_dump().values()) if column}
+    return pyarrow.csv.read_csv(
+        pyarrow.BufferReader(data),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=columns),
+    )
+
+
 def _json_lines(text: str) -> pyarrow.Table:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other separators, e.g. U+2028
         if line.strip():
             try:
                 row = json.loads(line)
@@ -137,10 +157,15 @@ def _users(values: list[Any] | None, n: int, need_user: bool, name: str) -> list
             raise _no_user(name, "no column is mapped to user_id")
         return [f"#{i + 1}" for i in range(n)]
     if need_user:
-        empty = [i for i, v in enumerate(values) if v is None or not str(v).strip()]
+        empty = [i for i, v in enumerate(values) if _nobody(v)]
         if empty:
             raise _no_user(name, f"{len(empty)} of {n} rows, first row {empty[0] + 1}, have none")
-    return [f"#{i + 1}" if v is None or not str(v).strip() else str(v) for i, v in enumerate(values)]
+    return [f"#{i + 1}" if _nobody(v) else str(v) for i, v in enumerate(values)]
+
+
+def _nobody(value: Any) -> bool:
+    """No user: null, NaN or blank."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 
 def _no_user(name: str, why: str) -> MissingUserError:

@@ -8,6 +8,7 @@ norm is taken, so that clipping bounds the unit and not a row (guarantees.md rul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -55,7 +56,7 @@ def per_unit_gradients(
     |---|---|
     | no rows | zeros; the model does not run |
     | a row with NaN or inf | non-finite entries in its unit only (clipping drops that unit) |
-    | a trainable tensor that is no weight of an ``nn.Linear`` | UncoveredParameterError |
+    | a trainable tensor that is no weight of an ``nn.Linear``, or that a second module shares | UncoveredParameterError |
     """
     layers = _linear_layers(model, trainable)
     row_unit = batch.row_unit
@@ -76,11 +77,14 @@ def per_unit_gradients(
 
 def _linear_layers(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Linear]:
     by_weight = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Linear)}
-    uncovered = [name for name, parameter in trainable.items() if id(parameter) not in by_weight]
+    places = Counter(
+        id(p) for m in model.modules() for _, p in m.named_parameters(recurse=False, remove_duplicate=False)
+    )
+    uncovered = [name for name, p in trainable.items() if id(p) not in by_weight or places[id(p)] > 1]
     if uncovered:
         raise UncoveredParameterError(
             f"No per-unit gradient for {', '.join(uncovered)}.",
-            "This version forms them for weights of linear layers without bias.",
+            "This version forms them for weights of linear layers, each in one module only.",
             "Freeze these tensors, or train a linear head.",
         )
     return {name: by_weight[id(parameter)] for name, parameter in trainable.items()}
