@@ -1,7 +1,7 @@
 """fedpref: a shared language model learns from people's private preference feedback, and the books show what it cost.
 
-``fedpref.load_recipe(path, **overrides)``, ``fedpref.plan(recipe)``, ``fedpref.run(recipe)`` and ``fedpref.Run(path)`` are
-the Python door; the command line is a shell over them.
+``fedpref.load_recipe(path, **overrides)``, its ``.plan()`` and ``.run()``, and ``fedpref.Run(path)`` are the Python door; the
+command line is a shell over them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fedpref.version import __version__
 
 if TYPE_CHECKING:
-    from fedpref.api import LoadedRecipe, Run, load_recipe, plan, run
+    from fedpref.api import LoadedRecipe, Run, load_recipe
 
-__all__ = ["LoadedRecipe", "Run", "__version__", "load_recipe", "plan", "run"]
+__all__ = ["LoadedRecipe", "Run", "__version__", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:

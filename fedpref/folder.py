@@ -58,7 +58,7 @@ class RunFolder:
             RunFolderError: finished, half-finished without ``resume``, of another plan, foreign, or of another version.
             DiskError: it cannot be created.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if self._never_begun():
             self._create(recipe, plan_digest)
             return
         status = self.status()
@@ -85,10 +85,19 @@ class RunFolder:
         """Mark the run as finished."""
         self._write_status({**self.status(), "status": "finished"})
 
+    def _never_begun(self) -> bool:
+        """True if nothing is there, or only what a kill leaves before the first status: nothing was read or spent."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        own_folders = {self.node, self.node.parent}
+        own_files = {self.recipe_file, *(self.path / f".{name}.part" for name in ("recipe.yaml", "run.json"))}
+        present = set(self.path.rglob("*"))
+        return not present or (self.node in present and present <= own_folders | own_files)
+
     def _create(self, recipe: Recipe, plan_digest: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.node.mkdir(parents=True, mode=0o700)
+            self.node.mkdir(parents=True, mode=0o700, exist_ok=True)
             self.node.parent.chmod(0o700)
         except OSError as error:
             raise DiskError(

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fedpref.config import Recipe
@@ -22,6 +23,7 @@ from privacy.units import Adversary, Trust
 
 _TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
 _TOKENS_PER_TEXT = 70  # where a data set's description does not say
+_EMBEDDED_MODEL_BYTES = 269_060_552  # SmolLM2-135M-Instruct, bf16
 _MARKS = 10
 
 
@@ -76,9 +78,10 @@ class Plan:
         return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30) / 60
 
     @property
-    def memory_gb(self) -> float:
-        """Rough: libraries and the first blocks of the embedded model; other models: twice their file."""
-        return 2.0
+    def memory_gb(self) -> float | None:
+        """Rough: the libraries, and four times the model's file; None for a hub model that is not here."""
+        size = _model_bytes(self.recipe.model_name_or_path)
+        return None if size is None else round(1.0 + 4 * size / 1e9, 1)
 
     @property
     def digest(self) -> str:
@@ -183,6 +186,13 @@ def _rows(events: dict[Adversary, Event], rounds: int, delta: float) -> tuple[Ad
         )
         for adversary, event in events.items()
     )
+
+
+def _model_bytes(name: str) -> int | None:
+    if name.startswith("embedded/"):
+        return _EMBEDDED_MODEL_BYTES
+    weights = list(Path(name).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weights) if weights else None
 
 
 def _facts(recipe: Recipe) -> dict[str, int]:

@@ -72,6 +72,9 @@ class Server:
         if isinstance(reply, Failure):
             self._warn(f"client {client} did not answer round {round_number}: {reply.why}")
             return None
+        if client >= self._num_clients:
+            self._warn(f"round {round_number}: a reply beyond those of the {self._num_clients} clients is left out")
+            return None
         expected: type[Sealed] = Entrusted if self._mechanism.trust is Trust.CENTRAL else LocallyPrivate
         try:
             message = sealed_from_bytes(reply, expected, client, round_number, self._manifest.dimension)

@@ -74,6 +74,12 @@ def ensure_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path
             f"{error.strerror or error}.",
             "Make room (0.6 GB while converting, 0.3 GB after), or set FEDPREF_CACHE to another folder.",
         ) from None
+    except (ImportError, ValueError) as error:
+        raise ModelFetchError(
+            "The embedded model cannot be converted.",
+            f"{type(error).__name__}: {str(error)[:200]}",
+            "Install the pinned set (`make demo`, or pip install -c constraints.txt .).",
+        ) from None
     say(f"model ready: {folder}")
     return folder
 

@@ -47,9 +47,11 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
         yield from (_row(row) for row in the_plan.node_rows)
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
+    memory = (
+        "memory unknown (the model is not here)" if the_plan.memory_gb is None else f"about {the_plan.memory_gb:g} GB"
+    )
     yield (
-        f"  {the_plan.bytes_per_client:,} bytes per client, about {the_plan.minutes:.0f} minutes on 2 cores, "
-        f"about {the_plan.memory_gb:g} GB"
+        f"  {the_plan.bytes_per_client:,} bytes per client, about {max(the_plan.minutes, 1):.0f} minutes on 2 cores, {memory}"
     )
 
 

@@ -18,7 +18,7 @@ from fedpref.data.preferences import Preferences
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
 from fedpref.manifest import reward_head_manifest
-from privacy.errors import BudgetError
+from privacy.errors import BudgetError, CodedError
 from privacy.ledger import Ledger, LedgerHeader, read_ledger
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
@@ -205,7 +205,7 @@ def test_going_back_to_an_earlier_round_is_refused_and_the_books_stay_readable(t
     bench = Bench(tmp_path)
     bench.ask(1)
     bench.ask(2)
-    with pytest.raises(Exception, match="FP"):
+    with pytest.raises(CodedError):
         bench.ask(1)
     bench.ledger.close()
     assert len(read_ledger(bench.path).reservations) == 2
@@ -232,14 +232,14 @@ def test_trust_decides_kind_of_message_and_events(tmp_path: Path) -> None:
 
 
 def test_a_node_with_its_own_budget_refuses_the_round_that_would_overspend(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, trust=Trust.LOCAL, target_epsilon=2.0)
+    bench = Bench(tmp_path, trust=Trust.LOCAL, target_epsilon=2.5)
     done = 0
     with pytest.raises(BudgetError) as caught:
-        for number in range(1, 30):
+        for number in range(1, 4):
             bench.ask(number)
             done = number
     assert caught.value.code == "FP410"
-    assert done >= 1
+    assert done == 1
     bench.ledger.close()
     view = read_ledger(bench.path)
     assert len(view.reservations) == done  # nothing was booked for the round that did not run

@@ -32,7 +32,8 @@ class Mlp(nn.Module):
         self.first, self.second = nn.Linear(width, 5, bias=False), nn.Linear(5, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x))).squeeze(-1)
+        scores: Tensor = self.second(torch.tanh(self.first(x))).squeeze(-1)
+        return scores
 
 
 class Sequence(nn.Module):
@@ -45,7 +46,8 @@ class Sequence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.second(torch.tanh(self.first(x)))
-        return self.score(torch.tanh(hidden).mean(dim=1)).squeeze(-1)
+        scores: Tensor = self.score(torch.tanh(hidden).mean(dim=1)).squeeze(-1)
+        return scores
 
 
 SHAPES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
@@ -184,7 +186,8 @@ def test_a_frozen_bias_takes_part_in_the_forward_pass() -> None:
     batch = pairs((6,), [0, 1, 1])
 
     def squared(m: Any, b: FeaturePairs) -> Tensor:
-        return m(b.chosen) ** 2
+        loss: Tensor = m(b.chosen) ** 2
+        return loss
 
     weight = {"0.weight": dict(model.named_parameters())["0.weight"]}
     gradients = per_unit_gradients(model, squared, batch, 2, weight)
@@ -280,7 +283,8 @@ class Biased(nn.Module):
         self.score = nn.Linear(6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.score(x).squeeze(-1)
+        scores: Tensor = self.score(x).squeeze(-1)
+        return scores
 
 
 class Normed(nn.Module):
@@ -289,7 +293,8 @@ class Normed(nn.Module):
         self.norm, self.score = nn.LayerNorm(6), nn.Linear(6, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.score(self.norm(x)).squeeze(-1)
+        scores: Tensor = self.score(self.norm(x)).squeeze(-1)
+        return scores
 
 
 class Loose(nn.Module):
@@ -298,7 +303,8 @@ class Loose(nn.Module):
         self.scale, self.score = nn.Parameter(torch.ones(6)), nn.Linear(6, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.score(self.scale * x).squeeze(-1)
+        scores: Tensor = self.score(self.scale * x).squeeze(-1)
+        return scores
 
 
 class Tied(nn.Module):
@@ -310,7 +316,8 @@ class Tied(nn.Module):
         self.second.weight = self.first.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x))).sum(dim=-1)
+        scores: Tensor = self.second(torch.tanh(self.first(x))).sum(dim=-1)
+        return scores
 
 
 class TiedEmbedding(nn.Module):
@@ -322,7 +329,8 @@ class TiedEmbedding(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x + self.embedding(torch.zeros(len(x), dtype=torch.int64))).sum(dim=-1)
+        scores: Tensor = self.head(x + self.embedding(torch.zeros(len(x), dtype=torch.int64))).sum(dim=-1)
+        return scores
 
 
 @pytest.mark.parametrize("make", [Biased, Normed, Loose, Tied, TiedEmbedding])
@@ -351,12 +359,12 @@ def test_a_row_of_a_unit_that_does_not_exist_is_an_error_and_never_someone_elses
 def test_opacus_agrees_on_the_linear_head(dtype: torch.dtype) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from opacus import GradSampleModule
+        from opacus import GradSampleModule  # type: ignore[import-untyped]
 
         c = case("reward head", [2, 0, 2, 2, 1, 0], 4, dtype)
         mine = ours(c)
         wrapped = GradSampleModule(c.model, loss_reduction="sum")
-        bradley_terry_objective(wrapped, c.batch).sum().backward()  # type: ignore[arg-type, no-untyped-call]
+        bradley_terry_objective(wrapped, c.batch).sum().backward()
         per_pair = next(iter(wrapped.parameters())).grad_sample.flatten(1)
     expected = torch.zeros_like(mine)
     for pair, unit in enumerate(c.batch.row_unit.tolist()):

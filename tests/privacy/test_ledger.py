@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from privacy import chain, ledger
+from privacy import ledger
 from privacy.accounting import epsilon
 from privacy.chain import ChainWriter
 from privacy.errors import (
@@ -22,7 +23,7 @@ from privacy.errors import (
     MechanismMisuseError,
     UnsupportedEventError,
 )
-from privacy.events import GaussianEvent, NonPrivateEvent
+from privacy.events import Event, GaussianEvent, NonPrivateEvent
 from privacy.ledger import Ledger, LedgerHeader, Reservation, read_ledger
 from privacy.units import Adversary, PrivacyUnit, Trust
 from tests.privacy.books import DELTA, EVENT, events, header, write_ledger
@@ -241,7 +242,8 @@ def test_the_budget_survives_restarts(path: Path) -> None:
 def test_the_budget_binds_every_adversary_that_is_not_trusted(path: Path) -> None:
     book = Ledger(path, header(target_epsilon=epsilon_of(1), trust=Trust.LOCAL))
     for exposed in Adversary:
-        booked = {**dict.fromkeys(Adversary, EVENT), exposed: NonPrivateEvent("no noise")}
+        booked: dict[Adversary, Event] = dict.fromkeys(Adversary, EVENT)
+        booked[exposed] = NonPrivateEvent("no noise")
         with pytest.raises(BudgetError, match=exposed.described[:10]):
             book.reserve(1, booked)
     book.close()
@@ -445,7 +447,6 @@ def test_a_second_reservation_while_one_is_open_is_refused(path: Path) -> None:
 def test_each_party_uses_a_reservation_once(path: Path) -> None:
     book = Ledger(path, header())
     reservation = book.reserve(1, events())
-    assert not reservation.used
     for party in ("server", "client 0", "client 1"):
         reservation.use(party)
         with pytest.raises(MechanismMisuseError):
@@ -483,7 +484,7 @@ def test_a_failed_give_back_is_no_leave_to_release_either(path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(LedgerWriteError):
             book.abort(reservation, "nothing left", spent=False)
     with pytest.raises(MechanismMisuseError):  # the line may be on disk, so the round may not go on

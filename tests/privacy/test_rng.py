@@ -109,7 +109,7 @@ def test_coins_of_one_unit_are_independent_from_round_to_round() -> None:
 
 def test_streams_of_other_seeds_purposes_rounds_and_parties_have_nothing_in_common() -> None:
     labels: list[tuple[int, str, dict[str, int | str]]] = [
-        (seed, purpose, {"round": r, who: party})
+        (seed, purpose, {"round": r, who: party})  # type: ignore[dict-item]
         for seed, purpose, r, who, party in itertools.product(
             (0, 1), ("coins", "noise"), (1, 2, 11), ("client", "node"), (0, 1, 11, "0", "1", "local")
         )

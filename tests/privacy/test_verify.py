@@ -23,9 +23,15 @@ from tests.privacy.books import events, header, write_ledger, write_manifest, wr
 LEDGERS = ("ledger.jsonl", "nodes/local/ledger.jsonl")
 
 
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("verify") / "run", target_epsilon=8.0)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", target_epsilon=8.0)
+def run(tmp_path: Path, honest: Path) -> Path:
+    """A copy of an honest run, to be spoilt."""
+    return Path(shutil.copytree(honest, tmp_path / "run"))
 
 
 def drop_last_lines(path: Path, n: int) -> None:

@@ -1,0 +1,113 @@
+"""Every server optimiser: torch's own arithmetic, and a state that survives a file bit for bit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fedpref.aggregation.optimizers import ServerOptimizer
+from fedpref.config import RewardConfig
+from fedpref.journal import Checkpoints
+
+D, ROUNDS = 7, 12
+GRADIENTS = np.random.default_rng(0).normal(size=(ROUNDS, D))
+Vector = npt.NDArray[np.float64]
+
+
+class OptimizerContract(ABC):
+    """What holds for every choice of ``reward.optim``."""
+
+    @abstractmethod
+    def config(self) -> RewardConfig:
+        """The recipe's block."""
+
+    @abstractmethod
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        """The same optimiser, made by hand from torch.optim."""
+
+    def make(self) -> ServerOptimizer:
+        return ServerOptimizer(self.config(), D, ROUNDS)
+
+    def test_it_takes_the_steps_of_torch(self) -> None:
+        ours, parameter = self.make(), torch.nn.Parameter(torch.zeros(D, dtype=torch.float64))
+        theirs = self.oracle(parameter)
+        for gradient in GRADIENTS:
+            ours.step(gradient)
+            parameter.grad = torch.tensor(gradient)
+            theirs.step()
+            assert np.array_equal(ours.parameters, parameter.detach().numpy())
+
+    @pytest.mark.parametrize("after", [0, 1, 5, 9, ROUNDS])
+    def test_a_restored_one_goes_on_bit_for_bit(self, after: int, tmp_path: Path) -> None:
+        unbroken, first, second = self.make(), self.make(), self.make()
+        for gradient in GRADIENTS[:after]:
+            unbroken.step(gradient)
+            first.step(gradient)
+        Checkpoints(tmp_path / "c").save(1, first.state())
+        _, state = Checkpoints(tmp_path / "c").last()
+        assert state is not None
+        second.restore(state)
+        for gradient in GRADIENTS[after:]:
+            unbroken.step(gradient)
+            second.step(gradient)
+        assert np.array_equal(second.parameters, unbroken.parameters)
+        assert np.array_equal(second.averaged, unbroken.averaged)
+        assert {k: v.tobytes() for k, v in second.state().items()} == {
+            k: v.tobytes() for k, v in unbroken.state().items()
+        }
+
+    def test_a_gradient_is_copied_and_a_state_is_a_copy(self) -> None:
+        ours, gradient = self.make(), GRADIENTS[0].copy()
+        ours.step(gradient)
+        state, before = ours.state(), ours.parameters
+        gradient[:] = 100.0
+        for value in state.values():
+            value += 1.0
+        assert np.array_equal(ours.parameters, before)
+        other = self.make()
+        other.step(GRADIENTS[0])
+        for optimizer in (ours, other):
+            optimizer.step(GRADIENTS[1])
+        assert np.array_equal(ours.parameters, other.parameters)
+
+    def test_every_figure_of_a_state_is_a_64_bit_float(self) -> None:
+        ours = self.make()
+        ours.step(GRADIENTS[0])
+        assert {value.dtype for value in ours.state().values()} == {np.dtype(np.float64)}
+
+
+class TestSgd(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="sgd", learning_rate=0.3, momentum=0.9)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.SGD([parameter], lr=0.3, momentum=0.9)
+
+
+class TestSgdWithoutMomentum(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="sgd", learning_rate=0.3, momentum=0.0)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.SGD([parameter], lr=0.3)
+
+
+class TestAdam(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="adam", learning_rate=0.05, momentum=0.9)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.Adam([parameter], lr=0.05, betas=(0.9, 0.99))
+
+
+class TestAdagrad(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="adagrad", learning_rate=0.2)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad([parameter], lr=0.2)
