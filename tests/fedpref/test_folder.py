@@ -1,0 +1,273 @@
+"""A run folder is started, half-finished, finished, foreign or of another version, and says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import fedpref
+from fedpref.config import Recipe
+from fedpref.errors import DiskError, RunFolderError
+from fedpref.folder import RunFolder
+from fedpref.journal import Checkpoints, SealedJournal, write_durably
+from fedpref.plan import make_plan
+from fedpref.tracking import JsonlTracker
+from privacy.errors import CodedError, LedgerWriteError
+from privacy.ledger import read_ledger
+from privacy.report import verify
+from tests.tiny import make_recipe, train
+
+SEEDED: dict[str, Any] = {"privacy__rng": "seeded", "federation__num_rounds": 3}
+
+
+def begin(recipe: Recipe, *, resume: bool = False) -> RunFolder:
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.begin(recipe, make_plan(recipe).digest, resume=resume)
+    return folder
+
+
+def refused(recipe: Recipe, says: str, *, resume: bool = False) -> RunFolderError:
+    before = {p: p.read_bytes() for p in Path(recipe.output_dir).rglob("*") if p.is_file()}
+    with pytest.raises(RunFolderError, match=says) as caught:
+        begin(recipe, resume=resume)
+    assert caught.value.code == "FP501"
+    assert caught.value.fix
+    assert {p: p.read_bytes() for p in Path(recipe.output_dir).rglob("*") if p.is_file()} == before
+    return caught.value
+
+
+def test_a_started_folder_holds_the_resolved_recipe_and_a_private_nodes_folder(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    folder = begin(recipe)
+    assert folder.recipe() == recipe
+    assert folder.status()["status"] == "started"
+    assert stat.S_IMODE((folder.path / "nodes").stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.node.stat().st_mode) == 0o700
+
+
+def test_a_wide_umask_does_not_open_the_nodes_folder(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        folder = begin(make_recipe(tmp_path))
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((folder.path / "nodes").stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.node.stat().st_mode) == 0o700
+
+
+def test_an_empty_or_missing_folder_is_begun_with_and_without_resume(tmp_path: Path) -> None:
+    for name, resume in (("a", False), ("b", True)):
+        (tmp_path / name).mkdir()
+        recipe = make_recipe(tmp_path / name, output_dir=str(tmp_path / name / "deep/er/run"))
+        assert begin(recipe, resume=resume).status()["status"] == "started"
+    (tmp_path / "empty").mkdir()
+    begin(make_recipe(tmp_path, output_dir=str(tmp_path / "empty")))
+
+
+def test_a_half_finished_folder_wants_resume(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    begin(recipe)
+    assert "--resume" in refused(recipe, "half-finished").fix
+    begin(recipe, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_folder_is_never_run_again(tmp_path: Path, resume: bool) -> None:
+    recipe = make_recipe(tmp_path)
+    begin(recipe).finish()
+    assert "output_dir" in refused(recipe, "this run is finished", resume=resume).fix
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"privacy__max_grad_norm": 1.0}, {"evaluation__salt": "s"}])
+def test_a_folder_of_another_recipe_is_not_resumed(tmp_path: Path, change: dict[str, Any]) -> None:
+    begin(make_recipe(tmp_path))
+    refused(make_recipe(tmp_path, **change), "started with another recipe", resume=True)
+
+
+@pytest.mark.parametrize("schema", ["fedpref-run-0", "fedpref-run-2", None, 1])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_another_version_is_refused(tmp_path: Path, schema: object, resume: bool) -> None:
+    recipe = make_recipe(tmp_path)
+    folder = begin(recipe)
+    path = folder.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
+    refused(recipe, "another version", resume=resume)
+    with pytest.raises(RunFolderError, match="another version"):
+        fedpref.Run(folder.path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"x"', "\x00"])
+def test_a_run_json_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    recipe = make_recipe(tmp_path)
+    folder = begin(recipe)
+    (folder.path / "run.json").write_text(content)
+    refused(recipe, r"no run folder|another version", resume=True)
+
+
+@pytest.mark.parametrize("foreign", ["thesis.docx", "recipe.yaml", "nodes", ".run.json.part"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path, foreign: str, resume: bool) -> None:
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / foreign).write_text("my own")
+    refused(make_recipe(tmp_path, output_dir=str(target)), "is no run folder", resume=resume)
+
+
+def test_a_file_where_the_folder_should_be_is_coded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(CodedError) as caught:
+            begin(make_recipe(tmp_path, output_dir=str(output)))
+        assert caught.value.code in {"FP501", "FP502"}
+
+
+def test_a_path_that_is_no_run_is_coded(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunFolderError, match="is no run folder"):
+            fedpref.Run(path)
+
+
+# A full disk. Writing to /dev/full gives the operating system's own ENOSPC.
+
+
+@contextmanager
+def full_at(path: Path) -> Iterator[None]:
+    """The disk is full for this one file while this is entered."""
+    path.symlink_to("/dev/full")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def resumes(recipe: Recipe) -> None:
+    train(recipe, resume=True)
+    run = Path(recipe.output_dir)
+    assert verify(run).ok
+    assert [r.round for r in read_ledger(run / "ledger.jsonl").reservations] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("file", ["checkpoints/.round-000002.safetensors.part", "nodes/local/.sealed.bin.part"])
+def test_a_full_disk_in_the_middle_of_a_run_is_coded_and_resumable(tmp_path: Path, file: str) -> None:
+    recipe = make_recipe(tmp_path, **SEEDED)
+    path = Path(recipe.output_dir) / file
+    begin(recipe)
+    path.parent.mkdir(exist_ok=True)
+    with full_at(path), pytest.raises(DiskError, match="No space left") as caught:
+        train(recipe, resume=True)
+    assert caught.value.code == "FP502"
+    assert "--resume" in caught.value.fix
+    resumes(recipe)
+
+
+@pytest.mark.parametrize("file", [".recipe.yaml.part", ".run.json.part"])
+def test_a_full_disk_at_the_very_beginning_is_coded_and_resumable(tmp_path: Path, file: str) -> None:
+    recipe = make_recipe(tmp_path, **SEEDED)
+    run = Path(recipe.output_dir)
+    (run / "nodes/local").mkdir(parents=True)
+    with full_at(run / file), pytest.raises(DiskError, match="No space left"):
+        begin(recipe)
+    resumes(recipe)
+
+
+def test_a_full_disk_at_the_metrics_is_coded_and_resumable(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, **SEEDED)
+    begin(recipe)
+    metrics = Path(recipe.output_dir) / "metrics.jsonl"
+    with full_at(metrics), pytest.raises(DiskError, match="No space left") as caught:
+        train(recipe, resume=True, trackers=[JsonlTracker(metrics)])
+    assert caught.value.code == "FP502"
+    resumes(recipe)
+
+
+@pytest.mark.parametrize("call", range(2, 10))
+def test_a_full_disk_at_a_ledger_stops_before_the_round_and_is_resumable(tmp_path: Path, call: int) -> None:
+    recipe, count, write = make_recipe(tmp_path, **SEEDED), 0, os.write
+
+    def full(fd: int, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count > call:
+            written = write(fd, data[: len(data) // 2])  # part of the line still fits
+            if count > call + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written
+        return write(fd, data)
+
+    with mock.patch.object(os, "write", full), pytest.raises(LedgerWriteError) as caught:
+        train(recipe)
+    assert caught.value.code == "FP421"
+    assert "--resume" in caught.value.fix
+    resumes(recipe)
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_disk_that_cannot_sync_stops_the_round(tmp_path: Path, call: int) -> None:
+    recipe, count, sync = make_recipe(tmp_path, **SEEDED), 0, os.fsync
+    begin(recipe)
+
+    def broken(fd: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 5 + call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    with mock.patch.object(os, "fsync", broken), pytest.raises(CodedError) as caught:
+        train(recipe, resume=True)
+    assert caught.value.code in {"FP421", "FP502"}
+    resumes(recipe)
+
+
+def test_a_durable_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_durably(path, b"old")
+    with full_at(tmp_path / ".file.part"), pytest.raises(DiskError):
+        write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_durably(path, b"newer")
+    assert path.read_bytes() == b"newer"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(DiskError, match="could not be written"):
+        write_durably(tmp_path / "no folder" / "file", b"")
+
+
+def test_the_sealed_journal_keeps_the_last_round_whole_or_not_at_all(tmp_path: Path) -> None:
+    journal = SealedJournal(tmp_path / "sealed.bin")
+    assert journal.load(1) is None
+    journal.save(1, [b"one", b"", b"three"])
+    assert journal.load(1) == [b"one", b"", b"three"]
+    assert journal.load(2) is None
+    digest = journal.save(2, [b"x" * 100])
+    assert len(digest) == 64
+    assert journal.load(1) is None
+    whole = (tmp_path / "sealed.bin").read_bytes()
+    for damaged in (whole[:-1], whole[:40], b"", whole[:60] + b"?" + whole[61:], b"\0" * len(whole)):
+        (tmp_path / "sealed.bin").write_bytes(damaged)
+        assert journal.load(2) is None
+    journal.clear()
+    journal.clear()
+    assert journal.load(2) is None
+
+
+def test_checkpoints_give_back_the_newest_and_skip_what_was_never_finished(tmp_path: Path) -> None:
+    import numpy as np
+
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.last() == (0, None)
+    for number in (1, 2, 10):
+        checkpoints.save(number, {"x": np.full(2, float(number))})
+    (tmp_path / "c/.round-000011.safetensors.part").write_bytes(b"half")
+    done, state = checkpoints.last()
+    assert done == 10
+    assert state is not None
+    assert state["x"].tolist() == [10.0, 10.0]

@@ -1,0 +1,308 @@
+"""What leaves a run: every field of every message and file is known, and nothing tells texts, people or cohorts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedpref
+from fedpref.cli.terminal import LiveDisplay, PlainDisplay
+from fedpref.errors import TrackerError
+from fedpref.tracking import RELEASED_FIGURES, Trackers
+from privacy.report import build_report, verify
+from privacy.sealed import Entrusted, LocallyPrivate, size_of
+from tests.fedpref.conftest import PLANTED_TEXT, PLANTED_USER, FinishedRun, speak
+from tests.tiny import write_recipe
+
+ALLOWED_FIGURES = {
+    "round",
+    "num_rounds",
+    "expected_cohort",
+    "epsilon_reader",
+    "target_epsilon",
+    "noise_std",
+    "pseudo_gradient_norm",
+    "parameter_norm",
+}
+PUBLIC_FILES = {
+    "evaluation.json",
+    "ledger.jsonl",
+    "metrics.jsonl",
+    "plan.json",
+    "recipe.yaml",
+    "release/manifest.json",
+    "release/reward/README.md",
+    "release/reward/reward_config.json",
+    "release/reward/reward_head.safetensors",
+    "report.json",
+    "report.txt",
+    "run.json",
+}
+
+
+def outside_nodes(run: Path) -> list[Path]:
+    return [p for p in run.rglob("*") if p.is_file() and "nodes" not in p.relative_to(run).parts]
+
+
+# Messages.
+
+
+def test_a_sealed_message_has_exactly_the_known_fields() -> None:
+    for kind in (Entrusted, LocallyPrivate):
+        assert [f.name for f in dataclasses.fields(kind)] == ["client", "round", "value", "l2_bound"]
+
+
+def test_every_byte_of_every_message_of_a_run_is_a_known_field(finished: FinishedRun) -> None:
+    """Magic, version, client, round, dimension, bound; then the vector. Nothing is left over."""
+    head = struct.Struct("<4sBIIId")
+    assert len(finished.messages) == finished.recipe.federation.num_rounds
+    for number, messages in enumerate(finished.messages, 1):
+        assert len(messages) == 3
+        for client, message in enumerate(messages):
+            assert head.unpack_from(message) == (b"FPEN", 1, client, number, 8, 0.5)
+            vector = np.frombuffer(message, "<f8", offset=head.size)
+            assert vector.shape == (8,)
+            assert np.isfinite(vector).all()
+            assert len(message) == head.size + 8 * 8 == size_of(8)
+
+
+# Figures.
+
+
+def test_the_list_of_released_figures_is_the_reviewed_one() -> None:
+    """Whoever adds a figure must say here by which booked mechanism, or by which public constant, it may be seen."""
+    assert RELEASED_FIGURES == ALLOWED_FIGURES
+
+
+def test_every_tracked_figure_is_on_the_list_and_is_what_it_claims(finished: FinishedRun) -> None:
+    lines = [json.loads(line) for line in (finished.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(1, finished.recipe.federation.num_rounds + 1))
+    spent = [line["epsilon_reader"] for line in lines]
+    assert spent == sorted(spent)
+    for line in lines:
+        assert set(line) <= ALLOWED_FIGURES
+        assert line["expected_cohort"] == 0.3 * 50
+        assert line["noise_std"] == 1.5 * 0.5
+        assert line["num_rounds"] == len(lines)
+    constant = {name: {line[name] for line in lines} for name in ("expected_cohort", "noise_std", "num_rounds")}
+    assert all(len(values) == 1 for values in constant.values())
+
+
+@pytest.mark.parametrize("figure", ["loss", "cohort_size", "clipped_fraction", "accuracy", "num_examples", "Round"])
+def test_a_figure_that_is_not_on_the_list_reaches_no_tracker(figure: str) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Spy:
+        def log(self, figures: Any) -> None:
+            seen.append(dict(figures))
+
+        def close(self) -> None: ...
+
+    with pytest.raises(TrackerError, match=figure) as caught:
+        Trackers([Spy()]).log({"round": 1, figure: 0.5})
+    assert caught.value.code == "FP503"
+    assert seen == []
+
+
+# Files.
+
+
+def test_the_run_folder_has_exactly_the_known_files(finished: FinishedRun) -> None:
+    rounds = range(1, finished.recipe.federation.num_rounds + 1)
+    expected = PUBLIC_FILES | {f"checkpoints/round-{n:06d}.safetensors" for n in rounds}
+    assert {str(p.relative_to(finished.path)) for p in outside_nodes(finished.path)} == expected
+    node = {str(p.relative_to(finished.path / "nodes")) for p in (finished.path / "nodes").rglob("*") if p.is_file()}
+    assert node == {"local/features.safetensors", "local/ledger.jsonl"}
+
+
+@pytest.mark.parametrize("planted", [PLANTED_TEXT, PLANTED_USER])
+def test_no_text_and_no_person_is_in_any_file_or_line_outside_the_node(finished: FinishedRun, planted: str) -> None:
+    for path in outside_nodes(finished.path):
+        assert planted.lower().encode() not in path.read_bytes().lower(), path
+    assert planted.lower() not in (finished.spoken.out + finished.spoken.err).lower()
+    for path in (finished.path / "nodes").rglob("*"):  # and even there only features and digests lie, no text
+        assert path.is_dir() or planted.lower().encode() not in path.read_bytes().lower()
+    votes = finished.path.parent / "votes.jsonl"
+    assert planted in votes.read_text(), "the plant is in the data, so the test can fail"
+
+
+def test_what_the_display_is_told_names_no_text_and_no_person(finished: FinishedRun) -> None:
+    assert "round 6/6" in finished.spoken.err
+    assert "expected cohort 15" in finished.spoken.err
+    assert "features of private texts" in finished.spoken.err
+
+
+def test_evaluation_figures_say_topics_and_counts_of_evaluation_users_only(finished: FinishedRun) -> None:
+    evaluation = json.loads((finished.path / "evaluation.json").read_text())
+    assert set(evaluation) == {"seen topics", "unseen topics"}
+    assert set(evaluation["seen topics"]["topics"]) <= {"cats", "dogs"}
+    assert "userid" not in json.dumps(evaluation)
+
+
+# The realised cohort.
+
+
+def numbers_in(path: Path) -> list[float]:
+    """Every number of a file, in order; of a tensor file the values of every tensor."""
+    if path.suffix == ".safetensors":
+        import safetensors.numpy
+
+        tensors = safetensors.numpy.load_file(path)
+        return [float(x) for name in sorted(tensors) for x in tensors[name].reshape(-1)]
+    text = path.read_bytes().decode("utf-8", "replace")
+    return [float(x) for x in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", text)]
+
+
+def holds(numbers: Sequence[float], secret: Sequence[float]) -> bool:
+    """True if ``secret`` stands in ``numbers`` at any constant distance (one figure per line of a table)."""
+    haystack, needle = np.array(numbers), np.array(secret, dtype=float)
+    for stride in range(1, 40):
+        width = stride * (len(needle) - 1) + 1
+        for start in range(len(haystack) - width + 1):
+            if np.array_equal(haystack[start : start + width : stride], needle):
+                return True
+    return False
+
+
+def secrets_of(finished: FinishedRun) -> dict[str, list[float]]:
+    """The realised sizes themselves, as fractions of what is expected, and running sums."""
+    sizes = [sum(of) for of in finished.cohorts]
+    return {
+        "sizes": [float(s) for s in sizes],
+        "fraction of the expected": [s / 15 for s in sizes],
+        "running sum": np.cumsum(sizes).astype(float).tolist(),
+    }
+
+
+def test_the_realised_cohort_is_in_no_file_and_no_line(finished: FinishedRun, tmp_path: Path) -> None:
+    secrets = secrets_of(finished)
+    assert len(secrets["sizes"]) == 6
+    assert len(set(secrets["sizes"])) > 2
+    spoken = tmp_path / "spoken.txt"
+    spoken.write_text(finished.spoken.out + finished.spoken.err)
+    files = [*outside_nodes(finished.path), finished.path / "nodes/local/ledger.jsonl", spoken]
+    everything = [x for path in sorted(files) for x in numbers_in(path)]
+    checkpoints = [p for p in sorted(files) if "checkpoints" in p.parts]
+    per_round = [x for path in checkpoints for x in numbers_in(path)]
+    for secret in secrets.values():
+        for path in files:
+            assert not holds(numbers_in(path), secret), path
+        assert not holds(per_round, secret)
+        assert not holds(everything, secret)
+
+
+def test_the_search_finds_a_cohort_that_is_planted(finished: FinishedRun, tmp_path: Path) -> None:
+    """Without this the test above could pass by never finding anything."""
+    lines = [json.loads(line) for line in (finished.path / "metrics.jsonl").read_text().splitlines()]
+    for name, secret in secrets_of(finished).items():
+        planted = tmp_path / "metrics.jsonl"
+        planted.write_text("".join(json.dumps({**a, "x": s}) + "\n" for a, s in zip(lines, secret, strict=True)))
+        assert holds(numbers_in(planted), secret), name
+
+
+def test_the_books_are_the_same_whatever_was_drawn(finished: FinishedRun, tmp_path: Path, tiny_model: Path) -> None:
+    """Another seed draws other cohorts: ledger events, plan and public figures do not move."""
+    data = finished.path.parent / "votes.yaml"
+    recipe = write_recipe(tmp_path, tiny_model, privacy__rng="seeded", datasets=[str(data)], seed=5)
+    other = fedpref.load_recipe(recipe).run().path
+
+    def bodies(run: Path) -> list[Any]:
+        lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line["body"].items() if k != "run"} for line in lines]
+
+    assert bodies(other) == bodies(finished.path)
+    public = ("round", "num_rounds", "expected_cohort", "epsilon_reader", "noise_std")
+    ours, theirs = (
+        [[json.loads(line)[name] for name in public] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (finished.path, other)
+    )
+    assert ours == theirs
+    plans = [json.loads((run / "plan.json").read_text()) for run in (finished.path, other)]
+    assert {k: v for k, v in plans[0].items() if k != "digest"} == {k: v for k, v in plans[1].items() if k != "digest"}
+
+
+# Data at rest.
+
+
+def test_the_nodes_folder_is_its_owners_alone(finished: FinishedRun) -> None:
+    for path in (finished.path / "nodes", finished.path / "nodes/local"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_the_sealed_bytes_are_gone_once_the_run_is_finished(finished: FinishedRun) -> None:
+    assert not (finished.path / "nodes/local/sealed.bin").exists()
+
+
+def test_clean_removes_private_data_at_rest_and_keeps_books_and_release(tmp_path: Path, tiny_model: Path) -> None:
+    run = fedpref.load_recipe(write_recipe(tmp_path, tiny_model, privacy__rng="seeded")).run().path
+    node = run / "nodes/local"
+    for name in ("sealed.bin", ".sealed.bin.part", ".features.safetensors.part"):  # as a kill leaves them
+        (node / name).write_bytes(b"private")
+    kept = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node}
+    spoken = speak("clean", str(run))
+    assert spoken.code == 0
+    assert [p.name for p in node.iterdir()] == ["ledger.jsonl"]
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node} == kept
+    assert verify(run).ok
+    assert build_report(run).summary
+    assert speak("clean", str(run)).out.startswith("removed 0 files")
+
+
+def test_clean_wants_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "nodes/local").mkdir(parents=True)
+    precious = tmp_path / "nodes/local/features.safetensors"
+    precious.write_bytes(b"another program's")
+    spoken = speak("clean", str(tmp_path))
+    assert spoken.code == 1
+    assert "error[FP501]" in spoken.err
+    assert precious.exists()
+
+
+# Displays.
+
+FIGURES = {
+    "round": 3,
+    "num_rounds": 10,
+    "expected_cohort": 15.0,
+    "epsilon_reader": 0.5,
+    "noise_std": 0.75,
+    "pseudo_gradient_norm": 0.123456,
+    "parameter_norm": 7.0,
+}
+
+
+def test_displays_show_the_expected_cohort_and_an_upper_bound_of_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
+    PlainDisplay().log(FIGURES)
+    assert capsys.readouterr().err == "round 3/10  expected cohort 15  epsilon (readers) <= 0.500\n"
+    PlainDisplay().log({**FIGURES, "target_epsilon": 2.0})
+    assert "<= 0.500 of 2" in capsys.readouterr().err
+    PlainDisplay().log({k: v for k, v in FIGURES.items() if k != "epsilon_reader"})
+    assert "no finite epsilon" in capsys.readouterr().err
+
+
+def test_the_live_table_says_that_the_real_cohort_is_secret() -> None:
+    import io
+
+    from rich.console import Console
+
+    screen = io.StringIO()
+    display = LiveDisplay(Console(file=screen, width=100, force_terminal=True, color_system=None))
+    display.say("hello [bold]world")
+    display.progress("features", 1, 4)
+    display.log(FIGURES)
+    display.close()
+    display.close()
+    shown = screen.getvalue()
+    assert "hello [bold]world" in shown
+    assert "3/10" in shown
+    assert "15 (the real one is secret)" in shown
+    assert "<= 0.500" in shown
