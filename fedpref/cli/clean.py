@@ -14,7 +14,8 @@ def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
 
     folder = RunFolder(run)
     folder.status()
-    removed = [p for name in ("features.safetensors", "sealed.bin") for p in folder.node.parent.glob(f"*/{name}")]
+    private = [name for kept in ("features.safetensors", "sealed.bin") for name in (kept, f".{kept}.part")]
+    removed = [p for name in private for p in folder.node.parent.glob(f"*/{name}")]
     for path in removed:
         path.unlink()
     typer.echo(f"removed {len(removed)} files from {folder.node.parent}")

@@ -135,7 +135,7 @@ def test_no_text_and_no_person_is_in_any_file_or_line_outside_the_node(finished:
     assert planted in votes.read_text(), "the plant is in the data, so the test can fail"
 
 
-def test_what_the_display_is_told_names_no_text_and_no_person(finished: FinishedRun) -> None:
+def test_the_display_shows_rounds_and_the_expected_cohort(finished: FinishedRun) -> None:
     assert "round 6/6" in finished.spoken.err
     assert "expected cohort 15" in finished.spoken.err
     assert "features of private texts" in finished.spoken.err
@@ -145,7 +145,9 @@ def test_evaluation_figures_say_topics_and_counts_of_evaluation_users_only(finis
     evaluation = json.loads((finished.path / "evaluation.json").read_text())
     assert set(evaluation) == {"seen topics", "unseen topics"}
     assert set(evaluation["seen topics"]["topics"]) <= {"cats", "dogs"}
-    assert "userid" not in json.dumps(evaluation)
+    figures = {"pairs", "reward_accuracy", "interval", "longer_is_better"}
+    for block in evaluation.values():
+        assert all(set(topic) == figures for topic in block["topics"].values())
 
 
 # The realised cohort.
