@@ -59,4 +59,5 @@ def _row(row: AdversaryRow) -> str:
     def cell(value: float) -> str:
         return "none: trusted" if row.trusted else f"{value:.4f}" if math.isfinite(value) else "INFINITE"
 
-    return f"    {row.adversary.described.split(" (")[0]:<44} {cell(row.epsilon_per_round):>14} {cell(row.epsilon_total):>14}"
+    who = row.adversary.described.split(" (")[0]
+    return f"    {who:<44} {cell(row.epsilon_per_round):>14} {cell(row.epsilon_total):>14}"
