@@ -30,7 +30,7 @@ import torch
 import fedpref
 from fedpref.client.work import FeatureStore
 from fedpref.config import Recipe
-from fedpref.data.loading import FederatedData, load_public
+from fedpref.data.loading import FederatedData, Roster, load_public
 from fedpref.data.partition import partition
 from fedpref.data.preferences import Preferences, check_records
 from fedpref.data.reading import read_dataset
@@ -87,7 +87,9 @@ class Bench:
     def federated(self, recipe: Recipe) -> FederatedData:
         """Split and partition."""
         split = split_preferences(self.data, recipe.evaluation)
-        return FederatedData(partition(split.train, recipe.federation.partition), split)
+        roster = Roster.of(self.data.user, self.data.client, recipe.evaluation)
+        clients = partition(split.train, recipe.federation.partition, roster.users, roster.clients)
+        return FederatedData(clients, split, roster)
 
     def train(
         self, recipe: Recipe, projection: PublicProjection, data: FederatedData

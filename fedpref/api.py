@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +73,7 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
         recipe.model_name_or_path, recipe.reward.layer, recipe.max_length, recipe.reward.pooling, recipe.dtype
     )
     extractor = FeatureExtractor(config, show.say)
-    key = json.dumps([asdict(config), extractor.backbone.digest])
+    key = json.dumps([asdict(config), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
     store = FeatureStore(extractor, key, folder.node / "features.safetensors")
     projection = fit_projection(recipe, store, show)
     given = TrainingInput(
@@ -154,6 +154,19 @@ def _write(path: Path, text: str) -> None:
     write_durably(path, text.encode())
 
 
+def _same_files(data: str, datasets: Sequence[str]) -> bool:
+    """Is one of the files, by content, one that the run was trained on?"""
+    from hashlib import sha256
+
+    from fedpref.data.reading import files_of
+    from fedpref.data.spec import find_dataset
+
+    def digests(name: str) -> set[str]:
+        return {sha256(path.read_bytes()).hexdigest() for path in files_of(find_dataset(name))}
+
+    return not digests(data).isdisjoint(set().union(*(digests(name) for name in datasets)))
+
+
 class Run:
     """A run folder: report, evaluation, released reward model."""
 
@@ -193,10 +206,15 @@ class Run:
         return RewardModel.load(self.folder.release / "reward", (display or Display()).say)
 
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
-        """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name."""
+        """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
+
+        Of the run's own data sets only evaluation users' votes are counted: no figure is ever computed from a training
+        user's feedback outside a booked mechanism (guarantees.md rule 18).
+        """
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
         from fedpref.data.spec import find_dataset
+        from fedpref.data.split import is_evaluation_user
         from fedpref.evaluation import evaluate
 
         show = display or Display()
@@ -204,6 +222,9 @@ class Run:
         preferences, problems = check_records(read_dataset(find_dataset(data), need_user=False))
         for problem in problems:
             show.say(problem.describe())
+        if _same_files(data, self.recipe.datasets):
+            show.say("this is the run's own data: only evaluation users' votes are counted")
+            preferences = preferences.select(is_evaluation_user(preferences.user, self.recipe.evaluation))
         return evaluate(
             preferences,
             lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),

@@ -17,15 +17,15 @@ from privacy.chain import fsync_folder
 Tensors = dict[str, npt.NDArray[np.float64]]
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all.
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that after a crash it is there whole or not at all; ``mode`` 0600 for private content.
 
     Raises:
         DiskError: the disk refused; the old file, if any, is untouched.
     """
     scratch = path.with_name(f".{path.name}.part")
     try:
-        with open(scratch, "wb") as file:
+        with open(os.open(scratch, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -40,15 +40,28 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 class Checkpoints:
-    """One safetensors file per round; holds released (noised) figures only."""
+    """One safetensors file per round; holds released (noised) figures only.
+
+    A round's checkpoint is its release, in two steps: ``prepare`` writes it where only the server looks, ``publish``
+    renames it. The ledger commits in between, so an uncommitted round was never released.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
 
-    def save(self, round_number: int, state: Tensors) -> None:
-        """Make the state after a round durable."""
-        write_durably(self._path(round_number), safetensors.numpy.save(state))
+    def prepare(self, round_number: int, state: Tensors) -> None:
+        """Make the state after a round durable, unpublished; replaces that of an attempt that was not committed."""
+        write_durably(self._prepared(round_number), safetensors.numpy.save(state))
+
+    def publish(self, round_number: int) -> bool:
+        """Release a prepared checkpoint; False if there is none."""
+        prepared = self._prepared(round_number)
+        if not prepared.exists():
+            return False
+        prepared.replace(self._path(round_number))
+        fsync_folder(self._folder)
+        return True
 
     def last(self) -> tuple[int, Tensors | None]:
         """The last round with a checkpoint and its state; (0, None) before the first.
@@ -65,8 +78,11 @@ class Checkpoints:
             raise RunFolderError(
                 f"The checkpoint of round {rounds[-1]} is broken.",
                 f"{type(error).__name__}.",
-                "Restore it from a copy. Deleting it repeats the round, which the ledger books a second time.",
+                "Restore it from a copy. Deleting it repeats the round, which is booked a second time.",
             ) from None
+
+    def _prepared(self, round_number: int) -> Path:
+        return self._folder / f".prepared-{round_number:06d}.safetensors"
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:06d}.safetensors"
@@ -83,7 +99,7 @@ class SealedJournal:
         sizes = np.array([round_number, len(messages), *map(len, messages)], dtype="<i8").tobytes()
         body = sizes + b"".join(messages)
         digest = hashlib.sha256(body).digest()
-        write_durably(self._path, digest + body)
+        write_durably(self._path, digest + body, mode=0o600)
         return digest.hex()
 
     def load(self, round_number: int) -> list[bytes] | None:

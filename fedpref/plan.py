@@ -93,14 +93,14 @@ class Plan:
         """The mechanism that the run uses."""
         return mechanism_of(self.recipe, self.noise_multiplier)
 
-    def public_figures(self, round_number: int) -> dict[str, Any]:
-        """Figures of a round that are public by construction or come from the books."""
+    def public_figures(self, round_number: int, num_reserved: int) -> dict[str, Any]:
+        """Figures of a round that are public by construction or come from the books (``num_reserved`` events so far)."""
         figures: dict[str, Any] = {
             "round": round_number,
             "num_rounds": self.num_rounds,
             "expected_cohort": self.divisor,
         }
-        bound = next((eps for mark, eps in self.epsilon_marks if mark >= round_number), math.inf)
+        bound = next((eps for mark, eps in self.epsilon_marks if mark >= num_reserved), math.inf)
         if math.isfinite(bound):
             figures["epsilon_reader"] = bound
         if self.recipe.privacy.target_epsilon is not None:

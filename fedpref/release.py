@@ -69,7 +69,9 @@ def write_model_card(
 def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     """``release/manifest.json``: digests of every released file, the recipe's digest, the heads of all ledgers."""
     release = run / "release"
-    files = sorted(p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json")
+    files = sorted(
+        p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json" and not p.name.startswith(".")
+    )
     manifest = {
         "schema": "fedpref-release-1",
         "fedpref": __version__,

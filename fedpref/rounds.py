@@ -5,7 +5,7 @@
         every client: toss its units' coins in secret; per unit the gradient of its summed loss at the broadcast
             parameters; clip to C; sum; seal; keep the bytes; send
         server: sum; noise (trust central); divide by the public q N; one step of the server optimiser
-        checkpoint; commit                                           (the checkpoint is the release of round r)
+        prepare the checkpoint; commit (on disk); publish it         (the published checkpoint is the release of round r)
 
 guarantees.md rules 3 (secret coins), 4 (public divisor), 6 (empty samples), 15 (retries) and 17 (one gradient a round).
 """
@@ -41,20 +41,22 @@ class Federation:
 def run_rounds(federation: Federation) -> None:
     """Run the rounds that are left; after a kill, go on where the last checkpoint stands."""
     f = federation
+    f.checkpoints.publish(f.ledger.committed_round)  # a kill between commit and publication
     done, state = f.checkpoints.last()
+    f.ledger.check_rounds(done)
     if state is not None:
         f.server.optimizer.restore(state)
-    _close_interrupted(f, done)
     for round_number in range(done + 1, f.plan.num_rounds + 1):
         reservation = _reserve(f, round_number)
         replies = f.channel.exchange(f.server.request(round_number))
         release = f.server.release(replies, reservation)
         pseudo_gradient = f.server.step(release)
-        f.checkpoints.save(round_number, f.server.optimizer.state())
+        f.checkpoints.prepare(round_number, f.server.optimizer.state())
         f.ledger.commit(reservation)
+        f.checkpoints.publish(round_number)
         f.trackers.log(
             {
-                **f.plan.public_figures(round_number),
+                **f.plan.public_figures(round_number, f.ledger.num_reserved),
                 "noise_std": release.noise_std,
                 "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
                 "parameter_norm": float(np.linalg.norm(f.server.optimizer.parameters)),
@@ -63,20 +65,12 @@ def run_rounds(federation: Federation) -> None:
 
 
 def _reserve(f: Federation, round_number: int) -> Reservation:
-    """Book the round. An interrupted one goes on under its own booking: its release never left the server."""
+    """Book the round. An interrupted one goes on under its own booking: uncommitted, hence never released (rule 15)."""
     interrupted = f.ledger.open_reservation
-    if interrupted is not None and interrupted.round == round_number:
+    if interrupted is None:
+        return f.ledger.reserve(round_number, f.mechanism.events())
+    if interrupted.round == round_number:
         f.ledger.retry(interrupted, "no release left the server")
         return interrupted
+    f.ledger.abort(interrupted, "another round goes on", spent=True)
     return f.ledger.reserve(round_number, f.mechanism.events())
-
-
-def _close_interrupted(f: Federation, done: int) -> None:
-    """A kill between checkpoint and commit: the round is released, so commit it. A lost checkpoint: it stays spent."""
-    interrupted = f.ledger.open_reservation
-    if interrupted is None or interrupted.round == done + 1:
-        return
-    if interrupted.round == done:
-        f.ledger.commit(interrupted)
-    else:
-        f.ledger.abort(interrupted, "its checkpoint is missing", spent=True)

@@ -30,10 +30,16 @@ class Server:
         mechanism: GaussianMechanism,
         optimizer: ServerOptimizer,
         divisor: float,
+        largest_norm: float,
         rng: RandomSource,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``divisor`` is a public constant (sample_rate x num_users), never a realised count (rule 4)."""
+        """``divisor`` is a public constant (sample_rate x num_users), never a realised count (rule 4).
+
+        ``largest_norm``, a public constant as well, is more than any honest client's sum can have. A message above it is
+        left out: numbers so large that the noise drowns in their rounding would undo it for everybody.
+        """
+        self._largest_norm = largest_norm
         self._manifest, self._num_clients, self._mechanism = manifest, num_clients, mechanism
         self.optimizer, self._divisor, self._rng, self._warn = optimizer, divisor, rng, warn
 
@@ -81,6 +87,12 @@ class Server:
             if message.l2_bound != self._mechanism.max_grad_norm:
                 raise SealedMessageError(
                     f"Client {client} clipped to another bound.", f"{message.l2_bound:g}.", "Use one recipe for all."
+                )
+            if expected is Entrusted and not np.linalg.norm(message.value) <= self._largest_norm:
+                raise SealedMessageError(
+                    f"Client {client} sent a sum that no honest client can have.",
+                    f"Its norm is above {self._largest_norm:g}.",
+                    "Look at that client; if it is honest, federation.num_users is declared far too low.",
                 )
         except SealedMessageError as error:
             self._warn(f"round {round_number}: {error.what} {error.why}")

@@ -27,6 +27,7 @@ from reward.features import Array
 from reward.pairs import Conversation
 
 NODE = "local"
+_SLACK = 10.0  # num_users is a declaration; an honest client's sum must not be left out for its being a little low
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def train_reward_head(
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
     node_ledger = Ledger(folder.node / "ledger.jsonl", _header(given, f"node:{NODE}", own_budget))
     try:
-        done, _ = (checkpoints := Checkpoints(folder.checkpoints)).last()
+        checkpoints = Checkpoints(folder.checkpoints)
+        done = max(checkpoints.last()[0], ledger.committed_round)
+        ledger.check_rounds(done)
+        node_ledger.check_rounds(done)
         _expect(ledger, node_ledger, mechanism, plan.num_rounds - done)
         journal = SealedJournal(folder.node / "sealed.bin")
         node = Node(
@@ -71,10 +75,13 @@ def train_reward_head(
             mechanism=mechanism,
             optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
             divisor=plan.divisor,
+            largest_norm=_SLACK * recipe.federation.num_users * mechanism.max_grad_norm,
             rng=rng,
             warn=warn,
         )
-        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
+        all_trackers = Trackers(trackers)
+        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, all_trackers))
+        all_trackers.close()
         journal.clear()
         return server.optimizer.averaged
     finally:

@@ -19,6 +19,9 @@ from privacy.events import Event, GaussianEvent, NonPrivateEvent, TrustedEvent
 
 Composition = Mapping[Event, int]
 
+LARGEST_EPSILON = 1000.0  # by RDP; beyond it no number means anything, and loss distributions would fill the memory
+_INTERVAL = 1e-4
+
 
 def epsilon(events: Composition, delta: float) -> float:
     """The epsilon of a composition of events at ``delta``, against one adversary.
@@ -31,6 +34,7 @@ def epsilon(events: Composition, delta: float) -> float:
     |---|---|
     | empty | 0.0 |
     | contains a trusted or a non-private event | inf |
+    | epsilon by RDP above 1,000 | inf |
     | delta outside (0, 1) | ParameterError |
     | PLD above RDP by more than 0.01 and 1 %, or not a number | AccountantDisputeError |
     | numbers beyond what the accountants can represent | UnsupportedEventError |
@@ -54,7 +58,10 @@ def epsilon(events: Composition, delta: float) -> float:
 def _epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """PLD epsilon of a sorted composition of (noise multiplier, sampling rate, count), checked against RDP."""
     try:
-        pld, rdp = pld_epsilon(gaussians, delta), rdp_epsilon(gaussians, delta)
+        rdp = rdp_epsilon(gaussians, delta)
+        if rdp > LARGEST_EPSILON:
+            return math.inf
+        pld = pld_epsilon(gaussians, delta, interval=max(_INTERVAL, rdp * 1e-6))
     except (ArithmeticError, ValueError, MemoryError) as error:
         raise UnsupportedEventError(
             f"No epsilon for {str(gaussians)[:120]}.",
@@ -70,11 +77,11 @@ def _epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> f
     return pld
 
 
-def pld_epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    """Epsilon by privacy loss distributions (pessimistic discretisation)."""
+def pld_epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float, interval: float = _INTERVAL) -> float:
+    """Epsilon by privacy loss distributions, discretised pessimistically at ``interval``."""
     from dp_accounting import pld
 
-    return _compose(pld.PLDAccountant(_relation()), gaussians, delta)
+    return _compose(pld.PLDAccountant(_relation(), value_discretization_interval=interval), gaussians, delta)
 
 
 def rdp_epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:

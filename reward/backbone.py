@@ -83,7 +83,11 @@ def load_backbone(
                 config.num_hidden_layers = _checked_layers(name, num_layers, config.num_hidden_layers)
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+                source,
+                config=config,
+                dtype=fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(

@@ -1,7 +1,9 @@
 """Frozen features of conversations: the mean, over all tokens, of the hidden states after one transformer block.
 
 The prompt's keys and values are computed once and shared by all its completions, which halves the work where many
-completions answer few prompts. A deployed client runs the same function on its own texts.
+completions answer few prompts. Completions are never batched together: the last bits of a padded batch depend on all its
+texts, so one person's text would move other people's features, which no clipping bounds (guarantees.md rule 17). A deployed
+client runs the same function on its own texts.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from reward.backbone import Backbone, load_backbone
 from reward.pairs import Conversation
 
 Array = npt.NDArray[np.float32]
-_TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -73,32 +74,28 @@ class FeatureExtractor:
             for prompt, members in by_prompt.items():
                 prompt_ids = self._render(prompt)[: self.config.max_length]
                 room = self.config.max_length - len(prompt_ids)
-                ids = {i: self._tokens(conversations[i].completion)[:room] for i in members}
-                for batch in _batches(ids, len(prompt_ids)):
-                    features[batch] = self._pool(prompt_ids, [ids[i] for i in batch]).cpu().numpy()
-                    done += len(batch)
+                shared = self._trunk(input_ids=self._tensor(prompt_ids), use_cache=True)
+                prompt_sum, cache = shared.last_hidden_state.float().sum(1)[0], shared.past_key_values
+                for i in members:
+                    completion = self._tokens(conversations[i].completion)[:room]
+                    total = prompt_sum + self._completion_sum(completion, cache)
+                    features[i] = (total / (len(prompt_ids) + len(completion))).cpu().numpy()
+                    done += 1
                     progress(done, len(conversations))
         return features
 
-    def _pool(self, prompt_ids: list[int], completions: list[list[int]]) -> Tensor:
-        """Mean hidden state over prompt and completion, shape [batch, hidden]."""
-        device, n = self.backbone.device, len(completions)
-        prompt = self._trunk(input_ids=torch.tensor([prompt_ids], device=device), use_cache=True)
-        total: Tensor = prompt.last_hidden_state.float().sum(1).expand(n, -1)
-        longest = max(len(c) for c in completions)
-        if longest == 0:
-            return total / len(prompt_ids)
-        pad = self.backbone.tokenizer.pad_token_id
-        ids = torch.tensor([c + [pad] * (longest - len(c)) for c in completions], device=device)
-        mask = torch.tensor([[1] * len(c) + [0] * (longest - len(c)) for c in completions], device=device)
-        cache = prompt.past_key_values
-        cache.batch_repeat_interleave(n)
-        seen = torch.cat([torch.ones(n, len(prompt_ids), dtype=mask.dtype, device=device), mask], dim=1)
-        hidden = self._trunk(
-            input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=True
+    def _completion_sum(self, ids: list[int], cache: Any) -> Tensor | float:
+        """Sum of the hidden states over a completion that follows the cached prompt, shape [hidden]."""
+        if not ids:
+            return 0.0
+        hidden: Tensor = self._trunk(
+            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True
         ).last_hidden_state
-        total = total + torch.where(mask[..., None].bool(), hidden.float(), 0.0).sum(1)
-        return total / seen.sum(1, keepdim=True)
+        cache.crop(-len(ids))  # back to the prompt
+        return hidden.float().sum(1)[0]
+
+    def _tensor(self, ids: list[int]) -> Tensor:
+        return torch.tensor([ids], device=self.backbone.device)
 
     def _render(self, prompt: tuple[tuple[str, str], ...]) -> list[int]:
         tokenizer = self.backbone.tokenizer
@@ -113,13 +110,3 @@ class FeatureExtractor:
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-
-def _batches(ids: dict[int, list[int]], prompt_length: int) -> list[list[int]]:
-    """Indices in batches of similar length, each of at most about ``_TOKENS_PER_BATCH`` tokens."""
-    batches: list[list[int]] = [[]]
-    for i in sorted(ids, key=lambda i: len(ids[i])):
-        if batches[-1] and (len(batches[-1]) + 1) * (prompt_length + len(ids[i])) > _TOKENS_PER_BATCH:
-            batches.append([])
-        batches[-1].append(i)
-    return [batch for batch in batches if batch]

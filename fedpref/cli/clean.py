@@ -10,10 +10,16 @@ import typer
 
 def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Remove private data at rest: feature caches and kept messages. Ledgers and the release stay."""
+    from fedpref.errors import RunFolderError
     from fedpref.folder import RunFolder
 
     folder = RunFolder(run)
-    folder.status()
+    if folder.status()["status"] != "finished":
+        raise RunFolderError(
+            f"{run}: this run is half-finished.",
+            "Its kept messages are what a resumed round sends again.",
+            f"Finish it first: fedpref run {folder.recipe_file} --resume",
+        )
     private = [name for kept in ("features.safetensors", "sealed.bin") for name in (kept, f".{kept}.part")]
     removed = [p for name in private for p in folder.node.parent.glob(f"*/{name}")]
     for path in removed:

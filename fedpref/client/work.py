@@ -75,7 +75,7 @@ class FeatureStore:
         if self._path:
             names = np.array([list(bytes.fromhex(n)) for n in self._known], dtype=np.uint8)
             tensors: dict[str, npt.NDArray[Any]] = {"texts": names, "features": np.stack(list(self._known.values()))}
-            write_durably(self._path, safetensors.numpy.save(tensors, metadata={"key": self._key}))
+            write_durably(self._path, safetensors.numpy.save(tensors, metadata={"key": self._key}), mode=0o600)
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Progress:

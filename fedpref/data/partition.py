@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,8 +13,12 @@ from fedpref.data.split import hash_fraction
 from fedpref.errors import UnsupportedPlanError
 
 
-def partition(data: Preferences, config: PartitionConfig) -> dict[str, Preferences]:
+def partition(
+    data: Preferences, config: PartitionConfig, users: Sequence[str], clients: Sequence[str]
+) -> dict[str, Preferences]:
     """Client name -> its records. A user's records all go to one client.
+
+    ``users`` and ``clients`` are the members by the files' rows: a member without usable records keeps its client.
 
     | by | clients |
     |---|---|
@@ -29,7 +35,8 @@ def partition(data: Preferences, config: PartitionConfig) -> dict[str, Preferenc
     key = data.user if config.by == "natural" else data.client
     if config.by == "column":
         one_client_each(data)
-    return {str(value): data.select(key == value) for value in np.unique(key)}
+    members = users if config.by == "natural" else clients
+    return {name: data.select(key == name) for name in members}
 
 
 def one_client_each(data: Preferences) -> None:

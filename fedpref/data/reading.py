@@ -145,7 +145,7 @@ def _columns(table: pyarrow.Table, spec: DatasetSpec, name: str) -> dict[str, li
     if missing:
         raise DatasetError(
             f"{name}: has no {', '.join(missing)}.",
-            f"Its columns are {', '.join(table.column_names)}.",
+            "A CSV file needs a header line." if name.endswith(".csv") else f"It has {', '.join(table.column_names)}.",
             "Map the columns under `fields` in the data set's YAML.",
         )
     return {key: table.column(column).to_pylist() for key, column in wanted.items()}

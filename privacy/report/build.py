@@ -98,6 +98,11 @@ def _rows(view: LedgerView) -> list[dict[str, Any]]:
     return rows
 
 
+def rounded_up(epsilon: float) -> str:
+    """Four decimals, never less than the number itself: a printed promise may not be stronger than the computed one."""
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -126,8 +131,8 @@ def _summary(view: LedgerView) -> str:
         Trust.LOCAL: "nobody is trusted: the same holds against the server",
     }.get(view.header.trust, "see the table for the server")
     return (
-        f"{who} whose feedback trained this model is protected: whoever reads what was released can tell whether "
-        f"{secret} took part only within epsilon = {math.ceil(value * 1e4) / 1e4:.4f} at delta = "
+        f"{who} in this federation is protected: whoever reads what was released can tell whether "
+        f"{secret} took part only within epsilon = {rounded_up(value)} at delta = "
         f"{view.header.target_delta:g} ({view.header.unit.value} level); {server}."
     )
 
@@ -138,6 +143,7 @@ def _assumptions(view: LedgerView) -> list[str]:
         f"The number of {_WHO[header.unit][1]} and the invited clients are public; neighbours differ in one unit's "
         "contribution being replaced by the empty one (zero-out).",
         "A user_id is one person and occurs in one client only (one person, one client): not checked.",
+        "These figures are of this run alone; another run on the same people adds to them, and no book of both is kept.",
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         "Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded.",
         "The time at which a message arrives is out of scope.",

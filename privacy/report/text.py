@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from privacy.report.build import Report
+from privacy.report.build import Report, rounded_up
 
 
 def render_text(report: Report) -> str:
@@ -43,8 +43,8 @@ def epsilon_text(row: dict[str, Any]) -> str:
         return "none: trusted"
     if row["epsilon"] is None:
         as_if = row["epsilon_if_random_numbers_were_private"]
-        return "INFINITE" + (f" ({as_if:.4f} had the random numbers been private)" if as_if is not None else "")
-    return f"epsilon {row['epsilon']:.4f} at delta {row['delta']:g}, unit {row['unit']}"
+        return "INFINITE" + (f" ({rounded_up(as_if)} had the random numbers been private)" if as_if is not None else "")
+    return f"epsilon {rounded_up(row['epsilon'])} at delta {row['delta']:g}, unit {row['unit']}"
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:

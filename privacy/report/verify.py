@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from privacy.accounting import epsilon
 from privacy.errors import CodedError
 from privacy.events import TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
-from privacy.report.build import FEDERATION, build_report, ledger_paths
+from privacy.report.build import FEDERATION, build_report, ledger_paths, rounded_up
 from privacy.units import Adversary
 
 
@@ -37,7 +38,9 @@ class Verdict:
         """For people: one line per check, then epsilon per adversary."""
         lines = [f"ok    {line}" for line in self.passed] + [f"FAIL  {line}" for line in self.failed]
         for name, value in self.epsilons.items():
-            lines.append(f"      against {name}: " + ("no finite epsilon" if value is None else f"epsilon {value:.4f}"))
+            lines.append(
+                f"      against {name}: " + ("no finite epsilon" if value is None else f"epsilon {rounded_up(value)}")
+            )
         lines.append("verified" if self.ok else "NOT VERIFIED")
         return "\n".join(lines) + "\n"
 
@@ -66,6 +69,9 @@ def verify(target: Path, head: str | None = None) -> Verdict:
         for name, view in views.items():
             if view:
                 _check_anchor(name, view, anchors.get(name), verdict)
+        _check_released_files(target / "release", manifest, verdict)
+        if all(views.values()):
+            _check_agreement([view for view in views.values() if view], finished=manifest is not None, verdict=verdict)
         if verdict.ok and (target / "report.json").exists():
             _check_report(target, verdict)
         federation = views.get(FEDERATION)
@@ -97,6 +103,49 @@ def _anchors(manifest: dict[str, Any] | None, verdict: Verdict) -> dict[str, str
         return dict(heads)
     verdict.failed.append("manifest.json: its ledger_heads are not a table of hashes")
     return {}
+
+
+def _check_released_files(release: Path, manifest: dict[str, Any] | None, verdict: Verdict) -> None:
+    """Every file that the manifest names is the one that was released, and nothing was added."""
+    if manifest is None:
+        return
+    named = manifest.get("files")
+    present = {
+        str(p.relative_to(release)): p
+        for p in release.rglob("*")
+        if p.is_file() and p.name != "manifest.json" and not _unfinished(p)
+    }
+    if not isinstance(named, dict) or named.keys() != present.keys():
+        verdict.failed.append("release/: its files are not those of the manifest")
+        return
+    changed = [n for n, path in present.items() if hashlib.sha256(path.read_bytes()).hexdigest() != named[n]]
+    if changed:
+        verdict.failed.append(f"release/{changed[0]}: is not the file that was released")
+    else:
+        verdict.passed.append(f"release/: {len(present)} files as released")
+
+
+def _unfinished(path: Path) -> bool:
+    """What a kill leaves of a file that was never finished; nothing reads it."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def _check_agreement(views: list[LedgerView], *, finished: bool, verdict: Verdict) -> None:
+    """Federation and nodes tell of one run: the same terms, and the same rounds, none left out."""
+    first = views[0]
+    terms = {(v.header.run, v.header.unit, v.header.trust, v.header.target_delta, v.header.private_rng) for v in views}
+    if len(terms) > 1:
+        verdict.failed.append("ledgers: federation and nodes were opened under different terms")
+    rounds = [{r.round for r in view.reservations} for view in views]
+    total = first.header.facts.get("num_rounds")
+    last = max((max(numbers, default=0) for numbers in rounds), default=0)
+    expected = total if finished and isinstance(total, int) else last
+    for view, numbers in zip(views, rounds, strict=True):
+        # A run that is under way may have booked its newest round in one ledger only.
+        known = numbers if finished else numbers | {expected}
+        missing = next((number for number in range(1, expected + 1) if number not in known), None)
+        if missing is not None:
+            verdict.failed.append(f"{view.header.scope}: round {missing} is not booked, but others know of it")
 
 
 def _check_anchor(name: str, view: LedgerView, anchor: str | None, verdict: Verdict) -> None:

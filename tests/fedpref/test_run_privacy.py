@@ -232,6 +232,29 @@ def test_the_books_are_the_same_whatever_was_drawn(finished: FinishedRun, tmp_pa
     assert {k: v for k, v in plans[0].items() if k != "digest"} == {k: v for k, v in plans[1].items() if k != "digest"}
 
 
+def test_wandb_keeps_figures_offline_under_the_run_and_nothing_private(
+    finished: FinishedRun, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(home / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    data = str(finished.path.parent / "votes.yaml")
+    recipe = write_recipe(tmp_path, tiny_model, privacy__rng="seeded", datasets=[data], report_to=["wandb"])
+    run = fedpref.load_recipe(recipe).run().path
+    files = [p for p in (run / "wandb").rglob("*") if p.is_file() and not p.is_symlink()]
+    assert any(p.suffix == ".wandb" for p in files)
+    for path in [*files, *(p for p in home.rglob("*") if p.is_file())]:
+        content = path.read_bytes().lower()
+        assert PLANTED_TEXT.lower().encode() not in content, path
+        assert PLANTED_USER.lower().encode() not in content, path
+        if path.suffix != ".wandb":
+            assert not holds(numbers_in(path), secrets_of(finished)["sizes"]), path
+    record = next(p for p in files if p.suffix == ".wandb").read_bytes()
+    assert b"pseudo_gradient_norm" in record
+    assert b"cohort" not in record.replace(b"expected_cohort", b"")
+
+
 # Data at rest.
 
 

@@ -38,6 +38,7 @@ def server(said: list[str] | None = None, trust: Trust = Trust.CENTRAL, num_clie
         mechanism=GaussianMechanism(trust, PoissonSampling(0.1), CLIP, 2.0),
         optimizer=ServerOptimizer(REWARD, D, 10),
         divisor=DIVISOR,
+        largest_norm=1000.0,
         rng=RNG,
         warn=(said if said is not None else []).append,
     )

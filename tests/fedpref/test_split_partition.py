@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpref.config import EvaluationConfig, PartitionConfig
-from fedpref.data.partition import partition
+from fedpref.data import partition as partitioning
 from fedpref.data.preferences import Preferences
 from fedpref.data.split import hash_fraction, is_evaluation_user, split_preferences
 from fedpref.errors import NoDataError, UnsupportedPlanError
@@ -85,6 +85,20 @@ def test_an_unseen_topic_that_does_not_exist_is_coded_with_those_that_do() -> No
     with pytest.raises(NoDataError, match=r"'birds'.*'cats', 'dogs'") as caught:
         split_preferences(population(), EvaluationConfig(unseen_topics=("dogs", "birds")))
     assert caught.value.code == "FP205"
+
+
+def partition(data: Preferences, config: PartitionConfig) -> dict[str, Preferences]:
+    """With exactly the members that have records."""
+    users, clients = np.unique(data.user).tolist(), np.unique(data.client).tolist()
+    return partitioning.partition(data, config, users, clients)
+
+
+def test_a_member_without_usable_records_keeps_its_client() -> None:
+    data = population(20)
+    for by, extra in (("natural", "nobody"), ("column", "nowhere")):
+        users, clients = [*np.unique(data.user).tolist(), "nobody"], [*np.unique(data.client).tolist(), "nowhere"]
+        parts = partitioning.partition(data, PartitionConfig(by=by), users, clients)  # type: ignore[arg-type]
+        assert len(parts[extra]) == 0
 
 
 @pytest.mark.parametrize("by", ["hash", "natural", "column"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ def write_report(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """``release/manifest.json`` with the heads that the ledgers have now."""
-    (folder / "release").mkdir(exist_ok=True)
+    """``release/manifest.json`` with the heads that the ledgers have now, and a released file."""
+    release = folder / "release"
+    (release / "reward").mkdir(parents=True, exist_ok=True)
+    (release / "reward" / "head.bin").write_bytes(b"weights")
     heads = {str(path.relative_to(folder)): read_ledger(path).head for path in ledger_paths(folder)}
-    manifest = {"schema": "fedpref-release-1", "ledger_heads": heads}
-    (folder / "release" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    files = {"reward/head.bin": hashlib.sha256(b"weights").hexdigest()}
+    manifest = {"schema": "fedpref-release-1", "ledger_heads": heads, "files": files}
+    (release / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

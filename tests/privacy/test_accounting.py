@@ -171,25 +171,52 @@ def fresh_cache() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.parametrize("wrong", [1.03, 1.011, math.nan, math.inf], ids=str)
 def test_accountants_that_disagree_raise_a_dispute(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
-    monkeypatch.setattr(accounting, "pld_epsilon", lambda gaussians, delta: 5.0 * wrong)
-    monkeypatch.setattr(accounting, "rdp_epsilon", lambda gaussians, delta: 5.0)
+    monkeypatch.setattr(accounting, "pld_epsilon", lambda *_, **__: 5.0 * wrong)
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: 5.0)
     with pytest.raises(AccountantDisputeError):
         of(4.0, 1.0, 1)
 
 
 @pytest.mark.usefixtures("fresh_cache")
-@pytest.mark.parametrize(("pld", "rdp"), [(5.04, 5.0), (0.0299, 0.02), (4.0, 5.0), (3.0, math.inf)])
+@pytest.mark.parametrize(("pld", "rdp"), [(5.04, 5.0), (0.0299, 0.02), (4.0, 5.0), (3.0, 999.0)])
 def test_accountants_within_the_tolerance_do_not(monkeypatch: pytest.MonkeyPatch, pld: float, rdp: float) -> None:
-    monkeypatch.setattr(accounting, "pld_epsilon", lambda gaussians, delta: pld)
-    monkeypatch.setattr(accounting, "rdp_epsilon", lambda gaussians, delta: rdp)
+    monkeypatch.setattr(accounting, "pld_epsilon", lambda *_, **__: pld)
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: rdp)
     assert of(4.0, 1.0, 1) == pld
 
 
 @pytest.mark.usefixtures("fresh_cache")
 def test_an_epsilon_of_renyi_that_is_no_number_is_a_dispute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting, "rdp_epsilon", lambda gaussians, delta: math.nan)
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: math.nan)
     with pytest.raises(AccountantDisputeError):
         of(8.0, 1.0, 1)
+
+
+@pytest.mark.usefixtures("fresh_cache")
+@pytest.mark.parametrize("rdp", [1000.1, 1e9, math.inf])
+def test_beyond_any_meaning_epsilon_is_infinite_and_no_loss_distribution_is_built(
+    monkeypatch: pytest.MonkeyPatch, rdp: float
+) -> None:
+    """A hostile ledger with next to no noise would otherwise fill the memory of whoever verifies it."""
+
+    def never(*_: object, **__: object) -> float:
+        raise AssertionError("a loss distribution was built")
+
+    monkeypatch.setattr(accounting, "pld_epsilon", never)
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: rdp)
+    assert of(4.0, 1.0, 1) == math.inf
+
+
+def test_next_to_no_noise_is_no_privacy() -> None:
+    assert of(0.01, 1.0, 1) == math.inf
+    assert of(1.0, 1.0, 10**6) == math.inf
+
+
+@pytest.mark.parametrize("interval", [1e-4, 1e-3, 1e-2])
+def test_a_coarser_grid_errs_upwards(interval: float) -> None:
+    """A large epsilon is computed on a coarser grid, a millionth of it; here the grid is coarser still."""
+    exact = analytic_gaussian(1.0, DELTA)
+    assert exact - 1e-9 <= pld_epsilon(((1.0, 1.0, 1),), DELTA, interval) <= exact + 1.01 * interval
 
 
 def test_numbers_beyond_the_accountants_are_refused_with_a_code() -> None:

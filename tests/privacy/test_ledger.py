@@ -14,48 +14,17 @@ import pytest
 
 from privacy import ledger
 from privacy.accounting import epsilon
-from privacy.chain import ChainWriter
 from privacy.errors import (
     BudgetError,
     CodedError,
     LedgerError,
     LedgerWriteError,
     MechanismMisuseError,
-    UnsupportedEventError,
 )
 from privacy.events import Event, GaussianEvent, NonPrivateEvent
 from privacy.ledger import Ledger, LedgerHeader, Reservation, read_ledger
 from privacy.units import Adversary, PrivacyUnit, Trust
 from tests.privacy.books import DELTA, EVENT, events, header, write_ledger
-
-OPEN = ("open", header().to_json())
-EVENTS = {adversary.value: event.to_json() for adversary, event in events().items()}
-Line = tuple[str, dict[str, Any]]
-
-
-def reserve(number: Any, **changed: Any) -> Line:
-    return ("reserve", {"round": number, "events": {**EVENTS, **changed}})
-
-
-def commit(seq: Any) -> Line:
-    return ("commit", {"reserve": seq})
-
-
-def abort(seq: Any, spent: Any = True) -> Line:
-    return ("abort", {"reserve": seq, "spent": spent, "reason": "x"})
-
-
-def retry(seq: Any) -> Line:
-    return ("retry", {"reserve": seq, "sealed": "x"})
-
-
-def written(path: Path, *lines: Line) -> Path:
-    """An intact chain of these lines, whatever they say."""
-    writer = ChainWriter(path)
-    for kind, body in lines:
-        writer.append(kind, body, durable=False)
-    writer.close()
-    return path
 
 
 @pytest.fixture
@@ -65,115 +34,6 @@ def path(tmp_path: Path) -> Path:
 
 def epsilon_of(rounds: int) -> float:
     return epsilon({EVENT: rounds}, DELTA)
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        pytest.param([OPEN, reserve(1), commit(1)], id="commit"),
-        pytest.param([OPEN, reserve(1), retry(1), retry(1), commit(1)], id="retries"),
-        pytest.param([OPEN, reserve(1), abort(1, False), reserve(1), commit(3)], id="the same round again"),
-        pytest.param([OPEN, reserve(1), abort(1), reserve(7), commit(3)], id="a gap in the rounds"),
-        pytest.param([OPEN, reserve(1)], id="left open"),
-    ],
-)
-def test_these_orders_are_kept(path: Path, lines: list[Line]) -> None:
-    assert read_ledger(written(path, *lines)).num_entries == len(lines)
-
-
-@pytest.mark.parametrize(
-    ("lines", "number"),
-    [
-        pytest.param([], 1, id="empty"),
-        pytest.param([reserve(1)], 1, id="no opening line"),
-        pytest.param([OPEN, OPEN], 2, id="opened twice"),
-        pytest.param([OPEN, reserve(1), OPEN], 3, id="opened again"),
-        pytest.param([OPEN, reserve(1), reserve(2)], 3, id="second reservation while one is open"),
-        pytest.param([OPEN, reserve(2), commit(1), reserve(1)], 4, id="rounds go back"),
-        pytest.param([OPEN, reserve(0)], 2, id="round 0"),
-        pytest.param([OPEN, reserve(-1)], 2, id="negative round"),
-        pytest.param([OPEN, reserve(1.0)], 2, id="round as a float"),
-        pytest.param([OPEN, reserve(True)], 2, id="round as a bool"),
-        pytest.param([OPEN, reserve("1")], 2, id="round as a string"),
-        pytest.param([OPEN, reserve(1, stranger=EVENT.to_json())], 2, id="an adversary nobody knows"),
-        pytest.param([OPEN, ("reserve", {"round": 1, "events": {"reader": EVENT.to_json()}})], 2, id="one adversary"),
-        pytest.param([OPEN, ("reserve", {"round": 1, "events": []})], 2, id="events as a list"),
-        pytest.param([OPEN, ("reserve", {"round": 1, "events": EVENTS, "count": 3})], 2, id="surplus field"),
-        pytest.param([OPEN, ("reserve", {"round": 1})], 2, id="missing field"),
-        pytest.param([OPEN, commit(0)], 2, id="commit of nothing"),
-        pytest.param([OPEN, reserve(1), commit(0)], 3, id="commit of another line"),
-        pytest.param([OPEN, reserve(1), commit(1), commit(1)], 4, id="committed twice"),
-        pytest.param([OPEN, reserve(1), commit(1), abort(1, False)], 4, id="given back after the commit"),
-        pytest.param([OPEN, reserve(1), abort(1), abort(1, False)], 4, id="given back after an abort"),
-        pytest.param([OPEN, abort(0)], 2, id="abort of nothing"),
-        pytest.param([OPEN, reserve(1), abort(1, 0)], 3, id="spent as an int"),
-        pytest.param([OPEN, reserve(1), abort(1, None)], 3, id="spent as null"),
-        pytest.param([OPEN, reserve(1), ("abort", {"reserve": 1, "spent": False})], 3, id="abort without a reason"),
-        pytest.param([OPEN, retry(0)], 2, id="retry of nothing"),
-        pytest.param([OPEN, reserve(1), retry(0)], 3, id="retry of another line"),
-        pytest.param([OPEN, reserve(1), commit(1), retry(1)], 4, id="retry of a closed round"),
-        pytest.param([OPEN, ("refund", {"reserve": 1})], 2, id="unknown kind"),
-    ],
-)
-def test_a_violated_order_is_found_and_its_line_named(path: Path, lines: list[Line], number: int) -> None:
-    with pytest.raises(LedgerError, match=f"line {number} "):
-        read_ledger(written(path, *lines))
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        {"kind": "laplace"},
-        {**EVENT.to_json(), "sample_rate": 0.0},
-        {**EVENT.to_json(), "noise_multiplier": 8},
-        "trusted",
-        None,
-    ],
-    ids=str,
-)
-def test_an_event_outside_the_vocabulary_stops_the_reader(path: Path, event: Any) -> None:
-    with pytest.raises(UnsupportedEventError):
-        read_ledger(written(path, OPEN, reserve(1, reader=event)))
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"schema": "fedpref-ledger-2"},
-        {"schema": None},
-        {"unit": "household"},
-        {"unit": ["user"]},
-        {"relation": "replace_one"},
-        {"trust": "blind"},
-        {"private_rng": "false"},
-        {"private_rng": 1},
-        {"target_epsilon": "8"},
-        {"target_epsilon": True},
-        {"target_epsilon": "nan"},
-        {"target_epsilon": 10**400},
-        {"target_delta": None},
-        {"target_delta": [1e-5]},
-        {"facts": [["num_units", 3]]},
-        {"facts": None},
-        {"surplus": 1},
-    ],
-    ids=str,
-)
-def test_a_header_that_is_none_is_refused(path: Path, changed: dict[str, Any]) -> None:
-    with pytest.raises(LedgerError):
-        read_ledger(written(path, ("open", {**OPEN[1], **changed})))
-
-
-@pytest.mark.parametrize("missing", OPEN[1])
-def test_a_header_that_lacks_a_field_is_refused(path: Path, missing: str) -> None:
-    with pytest.raises(LedgerError):
-        read_ledger(written(path, ("open", {k: v for k, v in OPEN[1].items() if k != missing})))
-
-
-def test_a_header_survives_the_file(path: Path) -> None:
-    full = header(target_epsilon=8.0, trust=Trust.LOCAL, unit=PrivacyUnit.EXAMPLE, private_rng=False)
-    Ledger(path, full).close()
-    assert read_ledger(path).header == full
 
 
 CHANGES: dict[str, Any] = {
@@ -520,4 +380,53 @@ def test_every_line_holds_public_facts_alone(path: Path) -> None:
     """The realised cohort and its size are secret (rule 8): the books have no place for them."""
     write_ledger(path, 2)
     fields = [set(json.loads(line)["body"]) for line in path.read_text().splitlines()]
-    assert fields == [set(OPEN[1]), *([{"round", "events"}, {"reserve"}] * 2)]
+    assert fields == [set(header().to_json()), *([{"round", "events"}, {"reserve"}] * 2)]
+
+
+@pytest.mark.parametrize(("how", "committed"), [("commit", 2), ("spent", 1), ("given back", 1), ("crash", 1)])
+def test_the_last_committed_round_is_the_same_before_and_after_a_restart(path: Path, how: str, committed: int) -> None:
+    """A round that was aborted, spent or not, was not released: nobody may go on behind it."""
+    book = Ledger(path, header())
+    book.commit(book.reserve(1, events()))
+    close_as(how, book, book.reserve(2, events()))
+    assert book.committed_round == committed
+    book.close()
+    book = Ledger(path, header())
+    assert book.committed_round == committed
+    book.close()
+
+
+def test_before_the_first_commit_the_last_committed_round_is_zero(path: Path) -> None:
+    book = Ledger(path, header())
+    assert (book.committed_round, book.num_reserved) == (0, 0)
+    book.reserve(1, events())
+    assert (book.committed_round, book.num_reserved) == (0, 1)
+    book.close()
+
+
+def test_repetitions_are_counted_and_what_was_given_back_is_not(path: Path) -> None:
+    book = Ledger(path, header())
+    book.abort(book.reserve(1, events()), "x", spent=True)
+    book.abort(book.reserve(1, events()), "x", spent=False)
+    book.commit(book.reserve(1, events()))
+    assert book.num_reserved == 2
+    book.close()
+    book = Ledger(path, header())
+    assert book.num_reserved == 2
+    book.close()
+
+
+def test_a_run_does_not_go_on_over_books_that_lack_a_released_round(path: Path) -> None:
+    """A lost or rolled-back ledger beside checkpoints of later rounds."""
+    write_ledger(path, 3)
+    book = Ledger(path, header())
+    for done in range(4):
+        book.check_rounds(done)
+    with pytest.raises(LedgerError, match="round 4"):
+        book.check_rounds(5)
+    book.close()
+    path.unlink()
+    book = Ledger(path, header())
+    with pytest.raises(LedgerError, match="round 1"):
+        book.check_rounds(1)
+    book.close()

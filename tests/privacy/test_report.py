@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from privacy.__main__ import main
 from privacy.accounting import epsilon
 from privacy.errors import LedgerError
 from privacy.events import GaussianEvent
-from privacy.report import build_report, render_text
+from privacy.report import Verdict, build_report, render_text
+from privacy.report.build import rounded_up
 from privacy.report.text import epsilon_text
 from privacy.units import Adversary, PrivacyUnit, Trust
-from tests.privacy.books import DELTA, write_run
+from tests.privacy.books import DELTA, REPEATABLE, write_run
 
 
 def claimed(run: Path, adversary: Adversary = Adversary.READER) -> dict[str, Any]:
@@ -26,13 +29,20 @@ def claimed(run: Path, adversary: Adversary = Adversary.READER) -> dict[str, Any
 
 def test_the_first_sentence_says_who_is_protected_against_what_and_by_how_much(tmp_path: Path) -> None:
     summary = build_report(write_run(tmp_path / "run")).summary
-    exact = epsilon({GaussianEvent(8.0, 0.5): 3}, DELTA)
-    assert summary.startswith("Each of the 1,234 people whose feedback trained this model is protected:")
+    assert summary.startswith("Each of the 1,234 people in this federation is protected:")
     assert "whoever reads what was released" in summary
     assert "at delta = 1e-05 (user level)" in summary
     assert "the server is trusted and sees every client's un-noised sum" in summary
-    printed = float(re.search(r"epsilon = ([0-9.]+)", summary).group(1))  # type: ignore[union-attr]
-    assert exact <= printed < exact + 1e-4  # rounded up, never down
+    assert f"epsilon = {rounded_up(epsilon({GaussianEvent(8.0, 0.5): 3}, DELTA))} at" in summary
+
+
+@REPEATABLE
+@given(st.floats(0.0, 1e3))
+def test_a_printed_epsilon_is_rounded_up_never_down(exact: float) -> None:
+    assert exact - 1e-12 * exact <= float(rounded_up(exact)) < exact + 1.0001e-4
+    row = {"trusted": False, "epsilon": exact, "delta": DELTA, "unit": "user"}
+    assert epsilon_text(row).startswith(f"epsilon {rounded_up(exact)} at")
+    assert f"epsilon {rounded_up(exact)}\n" in Verdict(epsilons={"reader": exact}).to_text()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,7 @@ def test_the_first_sentence_names_the_unit(tmp_path: Path, unit: PrivacyUnit, ph
 
 
 def test_without_a_declared_number_the_sentence_speaks_of_each(tmp_path: Path) -> None:
-    assert build_report(write_run(tmp_path / "run", facts={})).summary.startswith("Each person whose feedback")
+    assert build_report(write_run(tmp_path / "run", facts={})).summary.startswith("Each person in this federation")
 
 
 def test_under_local_trust_the_sentence_says_that_nobody_is_trusted(tmp_path: Path) -> None:
@@ -68,7 +78,7 @@ def test_a_run_with_seeded_random_numbers_is_not_private_in_the_first_words(tmp_
     for row in report.fields["claim"]:
         assert row["epsilon"] is None
     assert report.fields["claim"][0]["epsilon_if_random_numbers_were_private"] == nominal
-    assert f"INFINITE ({nominal:.4f} had the random numbers been private)" in render_text(report)
+    assert f"INFINITE ({rounded_up(nominal)} had the random numbers been private)" in render_text(report)
     assert not re.search(r"  epsilon \d", render_text(report))  # no finite claim anywhere
 
 

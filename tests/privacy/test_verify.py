@@ -17,7 +17,7 @@ from privacy.chain import ChainWriter
 from privacy.events import GaussianEvent, NonPrivateEvent
 from privacy.ledger import read_ledger
 from privacy.report import build_report, verify
-from privacy.units import Adversary
+from privacy.units import Adversary, PrivacyUnit
 from tests.privacy.books import events, header, write_ledger, write_manifest, write_report, write_run
 
 LEDGERS = ("ledger.jsonl", "nodes/local/ledger.jsonl")
@@ -101,7 +101,8 @@ def test_a_head_known_from_elsewhere_takes_the_place_of_the_manifest(run: Path) 
 
 def test_an_attacker_who_rewrites_manifest_and_report_too_is_found_against_that_head(run: Path) -> None:
     head = read_ledger(run / "ledger.jsonl").head
-    drop_last_lines(run / "ledger.jsonl", 2)
+    for name in LEDGERS:
+        drop_last_lines(run / name, 2)
     write_report(run)
     write_manifest(run)
     assert verify(run).ok
@@ -182,6 +183,70 @@ def test_a_report_or_manifest_that_cannot_be_read_fails_without_a_traceback(
 def test_a_manifest_whose_heads_are_no_table_of_hashes_fails_without_a_traceback(run: Path, heads: Any) -> None:
     edit_json(run / "release" / "manifest.json", lambda fields: fields.update(ledger_heads=heads))
     assert "manifest.json: " in failures(run)
+
+
+def change_released_file(release: Path) -> None:
+    (release / "reward" / "head.bin").write_bytes(b"weightS")
+
+
+def add_released_file(release: Path) -> None:
+    (release / "adapter.bin").write_bytes(b"trained without any noise")
+
+
+def remove_released_file(release: Path) -> None:
+    (release / "reward" / "head.bin").unlink()
+
+
+@pytest.mark.parametrize("change", [change_released_file, add_released_file, remove_released_file])
+def test_a_release_that_is_not_the_one_of_the_manifest_is_found(run: Path, change: Callable[[Path], None]) -> None:
+    change(run / "release")
+    assert "release/" in failures(run)
+
+
+@pytest.mark.parametrize("files", [None, [], "reward/head.bin", {}, {"reward/head.bin": None}])
+def test_a_manifest_whose_files_are_no_table_of_digests_fails_without_a_traceback(run: Path, files: Any) -> None:
+    edit_json(run / "release" / "manifest.json", lambda fields: fields.update(files=files))
+    assert "release/" in failures(run)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"run": "other"}, {"unit": PrivacyUnit.EXAMPLE}, {"target_delta": 1e-9}, {"private_rng": False}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_node_ledger_of_another_run_is_found_without_any_anchor(
+    run: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    other = write_run(tmp_path / "other", **changed)
+    shutil.copy(other / LEDGERS[1], run / LEDGERS[1])
+    shutil.rmtree(run / "release")
+    assert "different terms" in failures(run)
+
+
+@pytest.mark.parametrize(("shortened", "scope"), [(0, "federation"), (1, "node:local")])
+def test_a_ledger_that_lacks_rounds_of_the_other_is_found_without_any_anchor(
+    run: Path, shortened: int, scope: str
+) -> None:
+    shutil.rmtree(run / "release")
+    (run / "report.json").unlink()
+    drop_last_lines(run / LEDGERS[shortened], 2)
+    assert verify(run).ok  # so a run looks that is under way: the newest round in one ledger alone
+    drop_last_lines(run / LEDGERS[shortened], 2)
+    assert f"{scope}: round 2 is not booked" in failures(run)
+
+
+def test_a_finished_run_lacks_no_round_of_its_plan(tmp_path: Path) -> None:
+    assert verify(write_run(tmp_path / "whole", rounds=3, facts={"num_rounds": 3})).ok
+    assert "round 4 is not booked" in failures(write_run(tmp_path / "short", rounds=3, facts={"num_rounds": 4}))
+
+
+@pytest.mark.parametrize("number", [10**12, 10**30])
+def test_absurd_round_numbers_fail_without_filling_the_memory(tmp_path: Path, number: int) -> None:
+    run = write_run(tmp_path / "planned", rounds=1, facts={"num_rounds": number})
+    assert "round 2 is not booked" in failures(run)
+    shutil.rmtree(run / "release")
+    append_reservation(run / "ledger.jsonl", number, GaussianEvent(8.0, 0.5).to_json())
+    assert "node:local: round 2 is not booked" in failures(run)
 
 
 def append_reservation(path: Path, number: int, event: Any) -> None:
