@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.report.build import rounded_up
+
 if TYPE_CHECKING:
     from fedpref.plan import AdversaryRow, Plan
 
@@ -57,7 +59,7 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
 
 def _row(row: AdversaryRow) -> str:
     def cell(value: float) -> str:
-        return "none: trusted" if row.trusted else f"{value:.4f}" if math.isfinite(value) else "INFINITE"
+        return "none: trusted" if row.trusted else rounded_up(value) if math.isfinite(value) else "INFINITE"
 
     who = row.adversary.described.split(" (")[0]
     return f"    {who:<44} {cell(row.epsilon_per_round):>14} {cell(row.epsilon_total):>14}"

@@ -159,9 +159,7 @@ def test_the_objective_weighs_records_and_does_not_couple_them() -> None:
     losses = bradley_terry_objective(head, FeaturePairs(chosen, rejected, weight, unit))
     torch.testing.assert_close(losses, weight * bradley_terry(head(chosen), head(rejected)))
     alone = [
-        bradley_terry_objective(
-            head, FeaturePairs(chosen[i : i + 1], rejected[i : i + 1], weight[i : i + 1], unit[:1])
-        )
+        bradley_terry_objective(head, FeaturePairs(chosen[i : i + 1], rejected[i : i + 1], weight[i : i + 1], unit[:1]))
         for i in range(6)
     ]
     torch.testing.assert_close(losses, torch.cat(alone))
