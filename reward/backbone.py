@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
@@ -89,7 +90,7 @@ def load_backbone(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise ModelNotFoundError(
                 f"The model {name!r} cannot be loaded.",
                 f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",

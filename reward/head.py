@@ -38,13 +38,14 @@ class PublicProjection:
         """Fit on features of public texts, shape [texts, hidden].
 
         Raises:
-            PublicDataError: fewer finite public texts than twice the dimension, or a dimension above the hidden size.
+            PublicDataError: fewer finite public texts than twice the dimension, a dimension above the hidden size, or
+                texts that do not differ.
         """
         rows = public_features[np.isfinite(public_features).all(axis=1)].astype(np.float64)
-        if len(rows) < 2 * dimension or dimension > rows.shape[1]:
+        if len(rows) < 2 * dimension or dimension > rows.shape[1] or not (rows.std(axis=0) > 1e-6).any():
             raise PublicDataError(
                 f"{len(rows)} public texts of width {public_features.shape[1]} give no {dimension}-d projection.",
-                "It takes at least two texts per dimension, and no more dimensions than features.",
+                "It takes at least two texts per dimension that differ, and no more dimensions than features.",
                 "Add public texts (`fedpref data complete`) or lower reward.projection_dim.",
             )
         mean, std = rows.mean(axis=0), rows.std(axis=0) + 1e-6

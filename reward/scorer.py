@@ -70,7 +70,9 @@ class RewardModel:
             features = FeatureConfig(**config["features"])
             projection = PublicProjection(tensors["mean"], tensors["std"], tensors["components"])
             weight = tensors["score.weight"]
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            if (*projection.mean.shape, weight.size) != projection.components.shape:
+                raise ValueError("the head does not fit the projection")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             raise RewardModelError(
                 f"{folder}: no reward model that this version reads.",
                 f"{type(error).__name__}: {error}"[:200],
