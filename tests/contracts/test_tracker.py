@@ -109,6 +109,9 @@ class TestWandb(TrackerContract):
         return WandbTracker(folder, "tiny", {"seed": 3})
 
     def check(self, folder: Path) -> None:
+        import wandb
+
+        wandb.teardown()  # waits for wandb's own process, which otherwise writes until this one ends
         (run,) = (folder / "wandb").glob("offline-run-*")
         (record,) = run.glob("*.wandb")
         data = record.read_bytes()

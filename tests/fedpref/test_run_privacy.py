@@ -235,6 +235,8 @@ def test_the_books_are_the_same_whatever_was_drawn(finished: FinishedRun, tmp_pa
 def test_wandb_keeps_figures_offline_under_the_run_and_nothing_private(
     finished: FinishedRun, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
+
     home = tmp_path / "home"
     for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, str(home / name))
@@ -242,6 +244,7 @@ def test_wandb_keeps_figures_offline_under_the_run_and_nothing_private(
     data = str(finished.path.parent / "votes.yaml")
     recipe = write_recipe(tmp_path, tiny_model, privacy__rng="seeded", datasets=[data], report_to=["wandb"])
     run = fedpref.load_recipe(recipe).run().path
+    wandb.teardown()  # waits for wandb's own process, which otherwise writes until this one ends
     files = [p for p in (run / "wandb").rglob("*") if p.is_file() and not p.is_symlink()]
     assert any(p.suffix == ".wandb" for p in files)
     for path in [*files, *(p for p in home.rglob("*") if p.is_file())]:
