@@ -32,11 +32,15 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
         scratch.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        raise DiskError(
-            f"{path.name} could not be written.",
-            f"The system said: {error.strerror or error}.",
-            "Free space or mend the disk, then go on with --resume; nothing half-written was kept.",
-        ) from None
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: OSError) -> DiskError:
+    return DiskError(
+        f"{path.name} could not be written.",
+        f"The system said: {error.strerror or error}.",
+        "Free space or mend the disk, then go on with --resume; nothing half-written was kept.",
+    )
 
 
 class Checkpoints:
@@ -55,12 +59,19 @@ class Checkpoints:
         write_durably(self._prepared(round_number), safetensors.numpy.save(state))
 
     def publish(self, round_number: int) -> bool:
-        """Release a prepared checkpoint; False if there is none."""
+        """Release a prepared checkpoint; False if there is none.
+
+        Raises:
+            DiskError: the disk refused; the prepared checkpoint is untouched.
+        """
         prepared = self._prepared(round_number)
         if not prepared.exists():
             return False
-        prepared.replace(self._path(round_number))
-        fsync_folder(self._folder)
+        try:
+            prepared.replace(self._path(round_number))
+            fsync_folder(self._folder)
+        except OSError as error:
+            raise _refused(prepared, error) from None
         return True
 
     def last(self) -> tuple[int, Tensors | None]:

@@ -101,6 +101,9 @@ def test_data_ls_names_every_data_set_with_its_licence() -> None:
     assert "Apache-2.0" in out
 
 
+NO_NOISE = ("privacy.target_epsilon=null", "privacy.noise_multiplier=0")  # nothing to calibrate, hence quick
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -108,7 +111,7 @@ def test_data_ls_names_every_data_set_with_its_licence() -> None:
         (("plan", "quickstart", "privacy.epsilon=1"), "FP101", "unknown key 'privacy.epsilon'"),
         (("plan", "quickstart", "nonsense"), "FP101", "key.sub=value"),
         (("plan", "quickstart", "privacy.trust=distributed"), "FP401", "not available yet"),
-        (("plan", "quickstart", "datasets=[nowhere]"), "FP201", "No data set 'nowhere'"),
+        (("plan", "quickstart", "datasets=[nowhere]", *NO_NOISE), "FP201", "No data set 'nowhere'"),
         (("run", "nowhere"), "FP102", "No recipe"),
         (("report", "no/such/folder"), "FP420", "ledger"),
         (("eval", "no/such/folder", "--data", "x"), "FP501", "is no run folder"),

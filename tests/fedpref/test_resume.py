@@ -89,10 +89,19 @@ class Killer:
             entry: Entry = self.point(name, lambda: append(writer, kind, body, durable=durable), half)
             return entry
 
+        rename = Checkpoints.publish
+
+        def publish(checkpoints: Checkpoints, number: int) -> bool:
+            if not checkpoints._prepared(number).exists():
+                return False
+            done: bool = self.point("publish", lambda: rename(checkpoints, number), lambda: None)
+            return done
+
         modules = (fedpref.journal, fedpref.folder, fedpref.client.work, fedpref.release)
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(ChainWriter, "__init__", remember))
             stack.enter_context(mock.patch.object(ChainWriter, "append", append_line))
+            stack.enter_context(mock.patch.object(Checkpoints, "publish", publish))
             for module in modules:
                 stack.enter_context(mock.patch.object(module, "write_durably", write_durably))
             try:
@@ -145,14 +154,15 @@ def check(recipe: Recipe, weight: npt.NDArray[np.float64], unbroken: Unbroken) -
     assert verdict.ok, verdict.failed
 
 
-NUM_POINTS = 2 + 2 + 6 * ROUNDS  # recipe.yaml, run.json; two `open` lines; six writes a round
+A_ROUND = 7  # writes
+NUM_POINTS = 2 + 2 + A_ROUND * ROUNDS  # recipe.yaml, run.json; two `open` lines
 
 
 def test_the_write_points_are_the_known_ones(unbroken: Unbroken) -> None:
     a_round = ["run/reserve", "local/reserve", "sealed.bin", "local/commit"]
     expected = ["recipe.yaml", "run.json", "run/open", "local/open"]
     for number in range(1, ROUNDS + 1):
-        expected += [*a_round, f".prepared-{number:06d}.safetensors", "run/commit"]
+        expected += [*a_round, f".prepared-{number:06d}.safetensors", "run/commit", "publish"]
     assert unbroken.names == expected
     assert len(expected) == NUM_POINTS
 
@@ -188,7 +198,7 @@ def test_killed_again_and_again_it_still_ends_as_the_unbroken_one(
 
 def test_with_private_random_numbers_a_kill_costs_no_second_event(tmp_path: Path) -> None:
     """The bytes of an interrupted round are kept or were never sent: never two noisy answers under one booking."""
-    for point in range(4, NUM_POINTS):
+    for point in range(4 + A_ROUND, 4 + 2 * A_ROUND):
         folder = tmp_path / str(point)
         folder.mkdir()
         recipe = make_recipe(folder, federation__num_rounds=ROUNDS)
@@ -214,7 +224,7 @@ def test_with_private_random_numbers_a_kill_costs_no_second_event(tmp_path: Path
 def test_a_lost_checkpoint_repeats_its_round_and_books_it_again(tmp_path: Path, unbroken: Unbroken) -> None:
     """Deleting a checkpoint is no way to get a round for nothing."""
     recipe = make_recipe(tmp_path, **SEEDED)
-    with pytest.raises(Killed), Killer(4 + 6 * 2, "before").lurking():  # before the reservation of round 3
+    with pytest.raises(Killed), Killer(4 + A_ROUND * 2, "before").lurking():  # before the reservation of round 3
         train(recipe)
     run = Path(recipe.output_dir)
     (run / "checkpoints/round-000002.safetensors").unlink()
@@ -227,7 +237,7 @@ def test_a_lost_checkpoint_repeats_its_round_and_books_it_again(tmp_path: Path, 
 
 def test_a_broken_checkpoint_stops_with_what_to_do(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, **SEEDED)
-    with pytest.raises(Killed), Killer(4 + 6 * 2, "before").lurking():
+    with pytest.raises(Killed), Killer(4 + A_ROUND * 2, "before").lurking():
         train(recipe)
     path = Path(recipe.output_dir) / "checkpoints/round-000002.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -238,7 +248,7 @@ def test_a_broken_checkpoint_stops_with_what_to_do(tmp_path: Path) -> None:
 
 def test_every_round_has_one_line_of_metrics_also_after_a_kill(tmp_path: Path) -> None:
     """A kill between checkpoint and metrics may lose a line of public figures, never repeat or tear one."""
-    for point in range(4, NUM_POINTS):
+    for point in range(4 + A_ROUND, 4 + 2 * A_ROUND):
         folder = tmp_path / str(point)
         folder.mkdir()
         recipe = make_recipe(folder, **SEEDED)
@@ -273,7 +283,9 @@ def test_a_whole_run_killed_at_any_file_it_writes_can_be_resumed(
     tmp_path: Path, tiny_model: Path, whole_run: tuple[dict[str, bytes], list[str]], thorough: bool
 ) -> None:
     expected, names = whole_run
-    files = [i for i, name in enumerate(names) if "/" not in name and not name.startswith(("round-", "sealed"))]
+    files = [
+        i for i, name in enumerate(names) if "/" not in name and not name.startswith((".prepared", "publish", "sealed"))
+    ]
     assert len(files) >= 10
     for number, point in enumerate(files):
         for when in WHEN if thorough else WHEN[number % 3 :][:1]:
