@@ -39,3 +39,27 @@ class RewardModelError(RewardError):
     """A folder that is no released reward model of this version."""
 
     code = "FP303"
+
+
+class RewardFunctionError(RewardError):
+    """A reward function that raised, or did not return one finite number (or None) per completion."""
+
+    code = "FP304"
+
+
+class PromptError(RewardError):
+    """A prompt that the model cannot answer: empty, or longer than its context leaves room for."""
+
+    code = "FP305"
+
+
+class AdapterError(RewardError):
+    """An adapter that does not fit the base model, or whose trainable parameters are not those that were named."""
+
+    code = "FP306"
+
+
+class PolicyTrainingError(RewardError):
+    """Policy training cannot go on: nothing to learn from, or a state that this version does not read."""
+
+    code = "FP307"
