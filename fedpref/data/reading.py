@@ -20,6 +20,7 @@ from reward.pairs import ConversationError, as_conversation
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ANSWERS = {"preference": ("chosen", "rejected"), "prompt_completion": ("completion",), "prompt_only": ()}
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -43,17 +44,19 @@ def read_dataset(spec: DatasetSpec, *, need_user: bool, path: Path | None = None
     file = path or spec.path
     columns = _columns(_table(file, spec), spec, file.name)
     rows = range(len(columns["prompt"]))
-    answers = ("completion",) if spec.format == "prompt_completion" else ("chosen", "rejected")
+    answers = _ANSWERS[spec.format]
     out: dict[str, list[Any]] = {"prompt": [], **{a: [] for a in answers}}
     for i in rows:
         try:
-            sides = [as_conversation(columns["prompt"][i], columns[a][i]) for a in answers]
+            sides = [as_conversation(columns["prompt"][i], columns[a][i] if a else "") for a in answers or ("",)]
         except ConversationError as error:
             raise _row(file.name, i, error.why) from None
         out["prompt"].append([{"role": role, "content": content} for role, content in sides[0].prompt])
-        for answer, side in zip(answers, sides, strict=True):
+        for answer, side in zip(answers, sides, strict=False):
             out[answer].append([{"role": "assistant", "content": side.completion}])
     out["user_id"] = _users(columns.get("user_id"), len(rows), need_user, file.name)
+    if "answer" in columns:
+        out["answer"] = [_answer(value, spec.answer_after) for value in columns["answer"]]
     for key in ("topic", "client"):
         out[key] = [str(value) if value is not None else "" for value in columns.get(key, [""] * len(rows))]
     return Dataset.from_dict(out)
@@ -135,9 +138,8 @@ def _json_lines(text: str) -> pyarrow.Table:
 
 
 def _columns(table: pyarrow.Table, spec: DatasetSpec, name: str) -> dict[str, list[Any]]:
-    answers = ["completion"] if spec.format == "prompt_completion" else ["chosen", "rejected"]
-    wanted = {key: getattr(spec.fields, key) for key in ["prompt", *answers]}
-    optional = {key: getattr(spec.fields, key) for key in ("user_id", "topic", "client")}
+    wanted = {key: getattr(spec.fields, key) for key in ["prompt", *_ANSWERS[spec.format]]}
+    optional = {key: getattr(spec.fields, key) for key in ("user_id", "topic", "client", "answer")}
     if optional["user_id"] is None and "user_id" in table.column_names:
         optional["user_id"] = "user_id"
     wanted |= {key: column for key, column in optional.items() if column}
@@ -149,6 +151,11 @@ def _columns(table: pyarrow.Table, spec: DatasetSpec, name: str) -> dict[str, li
             "Map the columns under `fields` in the data set's YAML.",
         )
     return {key: table.column(column).to_pylist() for key, column in wanted.items()}
+
+
+def _answer(value: Any, mark: str) -> str:
+    text = "" if value is None else str(value)
+    return (text.rsplit(mark, 1)[-1] if mark else text).strip()
 
 
 def _users(values: list[Any] | None, n: int, need_user: bool, name: str) -> list[str]:

@@ -14,7 +14,7 @@ from fedpref.errors import DatasetError
 from fedpref.recipes import recipes_folder
 
 EMBEDDED = "embedded/"
-Format = Literal["preference", "prompt_completion"]
+Format = Literal["preference", "prompt_completion", "prompt_only"]
 
 
 class FieldMap(Block):
@@ -24,6 +24,8 @@ class FieldMap(Block):
     chosen: str = "chosen"
     rejected: str = "rejected"
     completion: str = "completion"
+    answer: str | None = None
+    """The value that a verifiable reward compares with, for `format: prompt_only`."""
     user_id: str | None = None
     topic: str | None = None
     client: str | None = None
@@ -38,6 +40,8 @@ class DatasetSpec(Block):
     source: str
     """`embedded/FILE`, or a Parquet, JSONL or CSV file, or a folder of them (one per client), relative to the YAML."""
     format: Format = "preference"
+    answer_after: str = ""
+    """Only what follows this mark's last place in the answer column is the answer, e.g. `"####"`."""
     fields: FieldMap = FieldMap()
     license: str
     attribution: str = ""
