@@ -13,7 +13,7 @@ import yaml
 
 from fedpref.data.prompts import load_prompts
 from fedpref.data.spec import find_dataset
-from fedpref.errors import DatasetError, NoDataError
+from fedpref.errors import DatasetError, NoDataError, WrongFormatError
 from tests.tiny import write_jsonl
 
 ROWS = [
@@ -58,10 +58,15 @@ def test_held_out_topics_are_absent_and_nothing_left_is_coded(tmp_path: Path) ->
         load_prompts(name, ("sum", "product"))
 
 
-@pytest.mark.parametrize("change", [{"public": False}, {"format": "prompt_completion"}])
-def test_what_is_not_declared_as_public_prompts_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_what_is_not_declared_as_public_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not declared as public prompts"):
-        load_prompts(write_prompts(tmp_path, **change))
+        load_prompts(write_prompts(tmp_path, public=False))
+    with pytest.raises(WrongFormatError, match="gives no prompts"):
+        load_prompts(write_prompts(tmp_path, format="prompt_completion"))
+    name = write_prompts(tmp_path, evaluation_only=True)
+    with pytest.raises(WrongFormatError, match="evaluation only"):
+        load_prompts(name)
+    assert len(load_prompts(name, training=False)) == 2
 
 
 def test_svamps_parts_share_no_problem_and_answers_are_numbers() -> None:
