@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import pyarrow
 import pyarrow.parquet
@@ -81,7 +81,7 @@ def open_table(spec: DatasetSpec, path: Path) -> Iterator[Table]:
             ) from None
 
 
-def _check_digest(file: BinaryIO, spec: DatasetSpec, name: str) -> None:
+def _check_digest(file: io.BufferedReader, spec: DatasetSpec, name: str) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)  # the same open file is read next: what was verified is what is parsed
     if digest != spec.sha256:
@@ -92,7 +92,7 @@ def _check_digest(file: BinaryIO, spec: DatasetSpec, name: str) -> None:
         )
 
 
-def _table(file: BinaryIO, path: Path, texts: contextlib.ExitStack) -> Table:
+def _table(file: io.BufferedReader, path: Path, texts: contextlib.ExitStack) -> Table:
     if path.suffix == ".parquet":
         return _Parquet(file)
     if path.suffix == ".csv":
@@ -109,7 +109,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {told[:160]}"
 
 
-def _encoding_hint(file: BinaryIO) -> str:
+def _encoding_hint(file: io.BufferedReader) -> str:
     """For a file that starts like UTF-16: the command that converts it."""
     with contextlib.suppress(OSError, ValueError):
         file.seek(0)
@@ -119,7 +119,7 @@ def _encoding_hint(file: BinaryIO) -> str:
 
 
 class _Parquet:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self._file = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
         self.columns: list[str] = self._file.schema_arrow.names
 
@@ -205,7 +205,8 @@ def kind_of(value: Any) -> str:
         return "truth value"
     if isinstance(value, (int, float)):
         return "number"
-    return {str: "string", list: "list", dict: "object"}.get(type(value), type(value).__name__)
+    names: dict[type, str] = {str: "string", list: "list", dict: "object"}
+    return names.get(type(value), type(value).__name__)
 
 
 def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:

@@ -125,7 +125,7 @@ def records_of(spec: DatasetSpec, row: Record) -> Iterator[Record]:
     elif spec.format == "ranked":
         yield from _ranked(row)
     elif spec.format == "prompt_only":
-        record = {"prompt": messages(as_conversation(row["prompt"], ""))}
+        record: Record = {"prompt": messages(as_conversation(row["prompt"], ""))}
         yield record | ({"answer": _answer(row["answer"], spec.answer_after)} if "answer" in row else {})
     else:
         said = as_conversation(row["prompt"], row["completion"])

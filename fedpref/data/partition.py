@@ -99,7 +99,7 @@ def _shards(members: list[str], value: Mapping[str, str], config: PartitionConfi
 
 
 def _values_of(members: list[str], config: PartitionConfig, values: Values) -> Mapping[str, str]:
-    column = values.get(config.partition_by or "", {})
+    column = values.get(config.partition_by, {})
     if not any(column.get(user) for user in members):
         raise UnsupportedPlanError(
             f"No data set maps {config.partition_by!r}.",

@@ -91,13 +91,10 @@ class Reading:
         user, self.num_rows = row.get("user_id"), self.num_rows + 1
         if is_nobody(user):
             self._nobody.append(number)
-        owner = {
-            "user_id": f"#{number}" if is_nobody(user) else text_of(user),
-            "topic": text_of(row.get("topic")),
-            "client": text_of(row.get("client")),
-            "row": number,
-        }
-        self.members[owner["user_id"], owner["client"], owner["topic"]] += 1
+        name = f"#{number}" if is_nobody(user) else text_of(user)
+        topic, client = text_of(row.get("topic")), text_of(row.get("client"))
+        self.members[name, client, topic] += 1
+        owner = {"user_id": name, "topic": topic, "client": client, "row": number}
         records: list[Record] = []
         try:
             for record in records_of(self.spec, row):
