@@ -87,8 +87,13 @@ class Bench:
     def federated(self, recipe: Recipe) -> FederatedData:
         """Split and partition."""
         split = split_preferences(self.data, recipe.evaluation)
-        roster = Roster.of(self.data.user, self.data.client, recipe.evaluation)
-        clients = partition(split.train, recipe.federation.partition, roster.users, roster.clients)
+        rows = Counter(
+            zip(*(column.tolist() for column in (self.data.user, self.data.client, self.data.topic)), strict=True)
+        )
+        roster = Roster.of(rows, recipe.evaluation)
+        clients = partition(
+            split.train, recipe.federation.partition, roster.users, roster.clients, values=roster.values
+        )
         return FederatedData(clients, split, roster)
 
     def train(

@@ -156,15 +156,11 @@ def _write(path: Path, text: str) -> None:
 
 def _same_files(data: str, datasets: Sequence[str]) -> bool:
     """Is one of the files, by content, one that the run was trained on?"""
-    from hashlib import sha256
-
-    from fedpref.data.reading import files_of
+    from fedpref.data.digests import content_digests
     from fedpref.data.spec import find_dataset
 
-    def digests(name: str) -> set[str]:
-        return {sha256(path.read_bytes()).hexdigest() for path in files_of(find_dataset(name))}
-
-    return not digests(data).isdisjoint(set().union(*(digests(name) for name in datasets)))
+    trained_on = set().union(*(content_digests(find_dataset(name)) for name in datasets))
+    return not content_digests(find_dataset(data)).isdisjoint(trained_on)
 
 
 class Run:
@@ -211,6 +207,7 @@ class Run:
         Of the run's own data sets only evaluation users' votes are counted: no figure is ever computed from a training
         user's feedback outside a booked mechanism (guarantees.md rule 18).
         """
+        from fedpref.data.formats import require
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
         from fedpref.data.spec import find_dataset
@@ -219,6 +216,7 @@ class Run:
 
         show = display or Display()
         model = self.reward_model(show)
+        require(find_dataset(data), "pairs", training=False)
         preferences, problems = check_records(read_dataset(find_dataset(data), need_user=False))
         for problem in problems:
             show.say(problem.describe())

@@ -24,19 +24,40 @@ class Block(BaseModel):
 
 
 class PartitionConfig(Block):
-    """How users become clients (the simulated federation of one machine)."""
+    """How users become clients (the simulated federation of one machine). A user is always whole in one client."""
 
-    by: Literal["hash", "column", "natural", "file"] = "hash"
-    """`hash`: users into `num_clients`; `column`: one client per value of the data set's `client` field; `natural`: one
-    user = one client;
-    `file`: the data set's source is a folder, one file per client."""
+    by: Literal["hash", "iid", "dirichlet", "shards", "natural", "column", "file"] = "hash"
+    """`hash`: users into `num_clients` by their names; `iid`: the same in equal numbers; `dirichlet`: those who share a
+    value of `partition_by` are dealt by shares drawn from Dirichlet(`alpha`); `shards`: sorted by `partition_by`, cut, dealt;
+    `natural`: one user = one client; `column`: one client per value of the data set's `client` field; `file`: the data
+    set's source is a folder, one file per client."""
     num_clients: Annotated[int, Field(ge=1)] | None = 10
-    """Only for `hash`."""
+    """For `hash`, `iid`, `dirichlet` and `shards`."""
+    partition_by: Literal["topic", "client"] = "topic"
+    """For `dirichlet` and `shards`: the field whose most frequent value among a user's rows decides. Declared public: who
+    belongs where is no secret in a simulated federation."""
+    alpha: Positive = 0.5
+    """For `dirichlet`: small means that clients differ."""
+    num_shards_per_partition: Annotated[int, Field(ge=1)] = 2
+    """For `shards`: how many shards a client gets."""
+    seed: int = 0
+    """For `iid`, `dirichlet` and `shards`."""
 
     @model_validator(mode="after")
     def _complete(self) -> PartitionConfig:
-        if self.by == "hash" and not self.num_clients:
-            raise ValueError("partition.by: hash needs partition.num_clients")
+        if self.by in {"hash", "iid", "dirichlet", "shards"} and not self.num_clients:
+            raise ValueError(f"partition.by: {self.by} needs partition.num_clients")
+        readers = {
+            "alpha": {"dirichlet"},
+            "num_shards_per_partition": {"shards"},
+            "partition_by": {"dirichlet", "shards"},
+        }
+        readers["seed"] = {"iid", "dirichlet", "shards"}
+        for key, allowed in readers.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.by not in allowed:
+                raise ValueError(
+                    f"partition.{key} says nothing under by: {self.by}; it is for {' and '.join(sorted(allowed))}"
+                )
         return self
 
 

@@ -56,6 +56,24 @@ class NoDataError(CodedError):
     code = "FP205"
 
 
+class MixedSchemaError(CodedError):
+    """Rows of one data file that do not have the same columns of the same kind."""
+
+    code = "FP206"
+
+
+class WrongFormatError(CodedError):
+    """A data set used for something that its format does not carry."""
+
+    code = "FP207"
+
+
+class NoNetworkError(CodedError):
+    """A data set on the hub, and no way to it."""
+
+    code = "FP208"
+
+
 class RunFolderError(CodedError):
     """A run folder that is finished, half-finished, foreign, or of another version."""
 

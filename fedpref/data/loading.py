@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpref.config import EvaluationConfig, Recipe
+from fedpref.data.digests import content_digests
+from fedpref.data.formats import require
 from fedpref.data.partition import one_client_each, partition
-from fedpref.data.preferences import Preferences, check_records
-from fedpref.data.reading import files_of, read_dataset
+from fedpref.data.preferences import Preferences, check_records, problems_of
+from fedpref.data.reading import Reading, as_dataset, files_of, read_dataset
 from fedpref.data.spec import DatasetSpec, find_dataset
 from fedpref.data.split import Split, is_evaluation_user, split_preferences
 from fedpref.errors import CODED_ERRORS, NoDataError, UnsupportedPlanError
@@ -31,13 +33,26 @@ class Roster:
     users: tuple[str, ...]
     clients: tuple[str, ...]
     num_records: int
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    """`topic` and `client` -> member -> the value that most of the member's rows have: what partitions go by."""
 
     @classmethod
-    def of(cls, users: npt.NDArray[np.str_], clients: npt.NDArray[np.str_], evaluation: EvaluationConfig) -> Roster:
-        """Members other than evaluation users; one entry per row of the files."""
-        train = ~is_evaluation_user(users, evaluation)
-        names = np.unique(clients[train]).tolist()
-        return cls(tuple(np.unique(users[train]).tolist()), tuple(names), int(train.sum()))
+    def of(cls, rows: Counter[tuple[str, str, str]], evaluation: EvaluationConfig) -> Roster:
+        """Members other than evaluation users; ``rows`` counts (user, client, topic) over the rows of the files."""
+        users = np.array(sorted({user for user, _, _ in rows}), dtype=np.str_)
+        train = set(users[~is_evaluation_user(users, evaluation)].tolist())
+        kept = {key: n for key, n in rows.items() if key[0] in train}
+        values = {"client": _most(kept, 1), "topic": _most(kept, 2)}
+        clients = tuple(sorted({client for _, client, _ in kept}))
+        return cls(tuple(sorted(train)), clients, sum(kept.values()), values)
+
+
+def _most(rows: dict[tuple[str, str, str], int], place: int) -> dict[str, str]:
+    """User -> most frequent client (place 1) or topic (2), by that user's own rows; the first by name if several are."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, n in rows.items():
+        counts[key[0]][key[place]] += n
+    return {user: min(of, key=lambda value: (-of[value], value)) for user, of in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -63,14 +78,17 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
             file only silences its own client.
     """
     specs = [find_dataset(name) for name in recipe.datasets]
+    for spec in specs:
+        require(spec, "pairs")
+        _one_record_one_pair(spec, recipe)
     _no_file_twice(specs)
-    rows = _Rows([], [])
+    rows: Counter[tuple[str, str, str]] = Counter()
     if recipe.federation.partition.by == "file":
         holdings = _one_client_per_file(specs, recipe, warn, rows)
         data = Preferences.concat(list(holdings.values()))
     else:
         holdings = {}
-        data = Preferences.concat([_read(spec, file, recipe, warn, rows) for spec in specs for file in files_of(spec)])
+        data = Preferences.concat([_read(spec, file, recipe, warn, rows) for spec in specs for file in _files(spec)])
     split = split_preferences(data, _without_lost_topics(recipe.evaluation, holdings, data, warn))
     if not len(split.train):
         raise NoDataError(
@@ -78,13 +96,15 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
             "All records were left out, or belong to evaluation users or unseen topics.",
             "Check evaluation.user_fraction and evaluation.unseen_topics, and the warnings above.",
         )
-    roster = Roster.of(np.array(rows.users, dtype=np.str_), np.array(rows.clients, dtype=np.str_), recipe.evaluation)
+    roster = Roster.of(rows, recipe.evaluation)
     if holdings:
         if recipe.privacy.unit is PrivacyUnit.USER:
             one_client_each(data)
         clients = {name: split_preferences_of(part, recipe) for name, part in holdings.items()}
     else:
-        clients = partition(split.train, recipe.federation.partition, roster.users, roster.clients)
+        clients = partition(
+            split.train, recipe.federation.partition, roster.users, roster.clients, values=roster.values
+        )
     for name, part in clients.items():
         if not len(part):
             warn(f"warning[FP215] client {name} has no training records: it contributes zero in every round")
@@ -110,26 +130,39 @@ def split_preferences_of(part: Preferences, recipe: Recipe) -> Preferences:
     return split_preferences(part, recipe.evaluation.model_copy(update={"unseen_topics": present})).train
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """User and client of every row read so far, usable or not."""
+def _files(spec: DatasetSpec) -> list[Path | None]:
+    """The files of a data set; one None if it lies in none."""
+    return [*files_of(spec)] if spec.is_local else [None]
 
-    users: list[str]
-    clients: list[str]
+
+def _one_record_one_pair(spec: DatasetSpec, recipe: Recipe) -> None:
+    """A ranked list or a rating makes several pairs: bounding each pair would not bound the record."""
+    if recipe.privacy.unit is PrivacyUnit.EXAMPLE and spec.format != "preference":
+        raise UnsupportedPlanError(
+            f"{spec.name}: records of the format {spec.format} make several pairs each.",
+            "Under privacy.unit: example every pair is clipped by itself, so a record would count several times.",
+            "Set privacy.unit: user, or turn the records into pairs of the format preference first.",
+        )
 
 
 def _no_file_twice(specs: list[DatasetSpec]) -> None:
-    files = [file.resolve() for spec in specs for file in files_of(spec)]
-    twice = sorted({file.name for file in files if files.count(file) > 1})
+    files = [name for spec in specs for name in _identities(spec)]
+    twice = sorted({name for name in files if files.count(name) > 1})
     if twice:
         raise UnsupportedPlanError(
-            f"{twice[0]} is named twice.",
+            f"{Path(twice[0]).name} is named twice.",
             "Each of its records would count twice, and its bound only once.",
             "Name each data file once under `datasets`.",
         )
 
 
-def _one_client_per_file(specs: list[DatasetSpec], recipe: Recipe, warn: Warn, rows: _Rows) -> dict[str, Preferences]:
+def _identities(spec: DatasetSpec) -> list[str]:
+    return [str(file.resolve()) for file in files_of(spec)] if spec.is_local else sorted(content_digests(spec))
+
+
+def _one_client_per_file(
+    specs: list[DatasetSpec], recipe: Recipe, warn: Warn, rows: Counter[tuple[str, str, str]]
+) -> dict[str, Preferences]:
     holdings: dict[str, Preferences] = {}
     for spec in specs:
         for file in files_of(spec):
@@ -151,13 +184,16 @@ def _marked(data: Preferences, client: str) -> Preferences:
     return Preferences(data.texts, data.chosen, data.rejected, data.user, data.topic, names)
 
 
-def _read(spec: DatasetSpec, path: Path, recipe: Recipe, warn: Warn, rows: _Rows) -> Preferences:
-    dataset = read_dataset(spec, need_user=recipe.privacy.unit is PrivacyUnit.USER, path=path)
-    rows.users.extend(dataset["user_id"])
-    rows.clients.extend(dataset["client"])
-    data, problems = check_records(dataset)
-    for problem in problems:
-        warn(f"{path.name}: {problem.describe()}")
+def _read(
+    spec: DatasetSpec, path: Path | None, recipe: Recipe, warn: Warn, rows: Counter[tuple[str, str, str]]
+) -> Preferences:
+    reading = Reading(spec, need_user=recipe.privacy.unit is PrivacyUnit.USER, path=path)
+    tables = list(reading.tables())
+    rows.update(reading.members)
+    numbers = np.concatenate([table.column("row").to_numpy() for table in tables])
+    data, problems = check_records(as_dataset(tables), numbers)
+    for problem in (*problems_of(reading.problems), *problems):
+        warn(f"{reading.name}: {problem.describe()}")
     return data
 
 

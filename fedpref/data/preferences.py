@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,20 @@ _PROBLEMS = {
     "FP212": "chosen and rejected are the same text; fix: remove ties before training",
     "FP213": "the same person gave the same vote again; fix: none needed, one is kept",
     "FP214": "the same person voted both ways on one pair; fix: keep the vote that counts",
+    "FP217": "ties: equal ratings, or nothing to compare with; fix: none needed, ties carry no preference",
+    "FP218": "chosen and rejected part before the last answer; fix: let them differ in one answer only",
 }
 
 
-def check_records(dataset: Dataset) -> tuple[Preferences, list[RecordProblem]]:
+def problems_of(found: Mapping[str, Sequence[int]]) -> list[RecordProblem]:
+    """Code -> row numbers, as problems with words."""
+    return [RecordProblem(code, _PROBLEMS[code], tuple(rows)) for code, rows in sorted(found.items()) if rows]
+
+
+def check_records(dataset: Dataset, numbers: Index | None = None) -> tuple[Preferences, list[RecordProblem]]:
     """Leave out what carries no preference, judged within each user alone (no user's records affect another's).
+
+    ``numbers``: the file's row number of each record, where that is not its place.
 
     Returns:
         the preferences that remain, in order, and the problems found (row numbers count from 1).
@@ -105,11 +114,8 @@ def check_records(dataset: Dataset) -> tuple[Preferences, list[RecordProblem]]:
     problems["FP214"] += sorted(both_ways)
     left_out = {i for members in problems.values() for i in members}
     kept = [row for i, row in enumerate(rows) if i not in left_out]
-    return _pack(index, kept), [
-        RecordProblem(code, _PROBLEMS[code], tuple(i + 1 for i in members))
-        for code, members in sorted(problems.items())
-        if members
-    ]
+    at = np.arange(1, len(rows) + 1) if numbers is None else numbers
+    return _pack(index, kept), problems_of({code: [int(at[i]) for i in members] for code, members in problems.items()})
 
 
 def _row(index: dict[Conversation, int], record: Any) -> tuple[int, int, str, str, str]:

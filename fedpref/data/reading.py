@@ -1,169 +1,156 @@
-"""Files -> in-memory ``datasets.Dataset`` in TRL's conversational formats. Nothing is cached on disk."""
+"""Files -> records in TRL's conversational formats, batch by batch, or as an in-memory ``datasets.Dataset``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
 
-from fedpref.data.spec import DatasetSpec
-from fedpref.errors import BrokenFileError, DatasetError, DigestError, MissingUserError
-from reward.pairs import ConversationError, as_conversation
+from fedpref.data.files import Columns, Table, files_of, open_table
+from fedpref.data.formats import REQUIRED, Record, UnusableRow, map_columns, records_of
+from fedpref.data.pairing import pair_rated
+from fedpref.data.remote import open_source
+from fedpref.data.schema import DatasetSpec
+from fedpref.errors import DatasetError, MissingUserError
+from reward.pairs import ConversationError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+__all__ = ["Reading", "files_of", "read_dataset"]
+
+_MESSAGES = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+_TYPES = {
+    **dict.fromkeys(("prompt", "chosen", "rejected", "completion"), _MESSAGES),
+    "label": pyarrow.bool_(),
+    "rating": pyarrow.float64(),
+    "row": pyarrow.int64(),
+}
+
+
+class Reading:
+    """One pass over one file (or hub set, or plug-in) of a data set."""
+
+    def __init__(self, spec: DatasetSpec, *, need_user: bool, path: Path | None = None) -> None:
+        """``need_user``: records without a user are an error (privacy unit ``user``). ``path``: default the spec's own."""
+        self.spec, self.need_user = spec, need_user
+        self._path = path or (spec.path if spec.is_local else None)
+        self.name = self._path.name if self._path else spec.name
+        self.num_rows = 0
+        self.members: Counter[tuple[str, str, str]] = Counter()
+        """(user, client, topic) -> rows; also of people whose rows carry no preference. Complete after the pass."""
+        self.problems: dict[str, list[int]] = defaultdict(list)
+        """Code -> row numbers, from 1, of rows that carry no preference. Complete after the pass."""
+        self._mapped: dict[str, str] = {}
+        self._nobody: list[int] = []
+
+    def tables(self) -> Iterator[pyarrow.Table]:
+        """Records as Arrow tables, at most one batch of rows each (`rated`: all at once), with their row number.
+
+        Columns: ``prompt`` (messages), the format's own, ``user_id`` (the row's number if the map names none and none is
+        needed), ``topic`` and ``client`` (empty if none), ``row``.
+
+        Raises:
+            DatasetError, DigestError, BrokenFileError, MixedSchemaError, MissingUserError, NoNetworkError: coded, naming
+                the file and the first bad row, never a value.
+        """
+        opened = open_table(self.spec, self._path) if self._path else open_source(self.spec)
+        with opened as table:
+            if self.spec.format == "rated":
+                ratings = list(self._batches(table))
+                yield pair_rated(pyarrow.concat_tables(ratings or [self._pack([])]), self.problems)
+            else:
+                yield from self._batches(table)
+        if self._nobody and self.need_user:
+            row = self._nobody[0]
+            raise _no_user(self.name, f"{len(self._nobody)} of {self.num_rows} rows, first row {row}, have none")
+
+    def _batches(self, table: Table) -> Iterator[pyarrow.Table]:
+        if not table.columns:
+            yield self._pack([])  # an empty file
+            return
+        self._mapped = map_columns(self.spec, table.columns, self.name)
+        if self.need_user and "user_id" not in self._mapped:
+            raise _no_user(self.name, "no column is mapped to user_id")
+        first = 1
+        for columns in table.batches(sorted({*self._mapped.values(), *self.spec.where})):
+            n = len(next(iter(columns.values())))
+            yield self._pack([r for i in range(n) if self._kept(columns, i) for r in self._row(columns, i, first + i)])
+            first += n
+
+    def _kept(self, columns: Columns, i: int) -> bool:
+        return all(text_of(columns[column][i]) == value for column, value in self.spec.where.items())
+
+    def _row(self, columns: Columns, i: int, number: int) -> list[Record]:
+        row = {field: columns[column][i] for field, column in self._mapped.items()}
+        user, self.num_rows = row.get("user_id"), self.num_rows + 1
+        if is_nobody(user):
+            self._nobody.append(number)
+        name = f"#{number}" if is_nobody(user) else text_of(user)
+        topic, client = text_of(row.get("topic")), text_of(row.get("client"))
+        self.members[name, client, topic] += 1
+        owner = {"user_id": name, "topic": topic, "client": client, "row": number}
+        records: list[Record] = []
+        try:
+            for record in records_of(self.spec, row):
+                records.append(record | owner)
+        except ConversationError as error:
+            raise DatasetError(
+                f"{self.name}: row {number} is no record.",
+                error.why,
+                "Mend or remove the row; TRL's formats are expected.",
+            ) from None
+        except UnusableRow as problem:
+            self.problems[str(problem)].append(number)
+        return records
+
+    def _pack(self, records: list[Record]) -> pyarrow.Table:
+        return pyarrow.table(
+            {c: pyarrow.array([r[c] for r in records], _TYPES.get(c, pyarrow.string())) for c in self._names()}
+        )
+
+    def _names(self) -> list[str]:
+        own = {"preference": ("prompt", "chosen", "rejected"), "ranked": ("prompt", "chosen", "rejected")}
+        answer = ("answer",) if "answer" in self._mapped else ()
+        return [*own.get(self.spec.format, REQUIRED[self.spec.format]), *answer, "user_id", "topic", "client", "row"]
 
 
 def read_dataset(spec: DatasetSpec, *, need_user: bool, path: Path | None = None) -> Dataset:
-    """Read one file of a data set.
-
-    Columns of the result: ``prompt`` (messages), ``chosen`` and ``rejected`` (or ``completion``; one message each),
-    ``user_id`` (a string; the row's number if the map names none and none is needed), ``topic`` and ``client`` (strings,
-    empty if none).
+    """Read one file of a data set whole, into memory, as Arrow; see ``Reading.tables`` for columns and errors.
 
     Args:
         spec: the description.
         need_user: records without a user are an error (privacy unit ``user``).
         path: the file; default: the description's own.
-
-    Raises:
-        DatasetError, DigestError, BrokenFileError, MissingUserError: coded, naming the file and the first bad row.
     """
+    return as_dataset(list(Reading(spec, need_user=need_user, path=path).tables()))
+
+
+def as_dataset(tables: list[pyarrow.Table]) -> Dataset:
+    """Arrow tables of records -> a data set in memory, without the row numbers."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
 
-    file = path or spec.path
-    columns = _columns(_table(file, spec), spec, file.name)
-    rows = range(len(columns["prompt"]))
-    answers = ("completion",) if spec.format == "prompt_completion" else ("chosen", "rejected")
-    out: dict[str, list[Any]] = {"prompt": [], **{a: [] for a in answers}}
-    for i in rows:
-        try:
-            sides = [as_conversation(columns["prompt"][i], columns[a][i]) for a in answers]
-        except ConversationError as error:
-            raise _row(file.name, i, error.why) from None
-        out["prompt"].append([{"role": role, "content": content} for role, content in sides[0].prompt])
-        for answer, side in zip(answers, sides, strict=True):
-            out[answer].append([{"role": "assistant", "content": side.completion}])
-    out["user_id"] = _users(columns.get("user_id"), len(rows), need_user, file.name)
-    for key in ("topic", "client"):
-        out[key] = [str(value) if value is not None else "" for value in columns.get(key, [""] * len(rows))]
-    return Dataset.from_dict(out)
+    table = pyarrow.concat_tables(tables).drop_columns(["row"])
+    # The fingerprint only names caches, which there are none of: random, so that it tells nothing of private text.
+    return Dataset(InMemoryTable(table), fingerprint=secrets.token_hex(8))
 
 
-def files_of(spec: DatasetSpec) -> list[Path]:
-    """The data files of a description: its file, or the files of its folder, by name.
-
-    Raises:
-        DatasetError: nothing there.
-    """
-    files = [spec.path] if not spec.path.is_dir() else sorted(p for p in spec.path.iterdir() if p.suffix in SUFFIXES)
-    if not files or not files[0].is_file():
-        raise DatasetError(
-            f"{spec.name}: no data at {spec.source}.", "The file or folder is missing or empty.", "Check `source`."
-        )
-    return files
+def text_of(value: Any) -> str:
+    """A user, topic or client as text; `7` and `7.0` are one (a column of whole numbers with a gap is read as floats)."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
-def _table(file: Path, spec: DatasetSpec) -> pyarrow.Table:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DatasetError(
-            f"{file.name}: cannot be read.", f"{error.strerror}.", "Check the path and its rights."
-        ) from None
-    if spec.sha256 and file == spec.path and hashlib.sha256(data).hexdigest() != spec.sha256:
-        raise DigestError(
-            f"{file.name}: is not the file that the description of {spec.name} names.",
-            "Its SHA-256 differs.",
-            "Restore the file, or describe the new one with its own digest.",
-        )
-    try:
-        if file.suffix == ".parquet":
-            return pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        if file.suffix == ".csv":
-            data.decode("utf-8")
-            return _csv(data, spec)
-        return _json_lines(data.decode("utf-8"))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError and JSON errors are ValueErrors
-        raise BrokenFileError(
-            f"{file.name}: is truncated or not what its ending says.",
-            _reason(error),
-            "Copy the file again; JSON and CSV must be UTF-8.",
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read; pyarrow quotes the offending row or value, which is private."""
-    told = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, pyarrow.ArrowException):
-        told = re.split("[:'\"]", told)[0].strip()
-    return f"{type(error).__name__}: {told[:160]}"
-
-
-def _csv(data: bytes, spec: DatasetSpec) -> pyarrow.Table:
-    """Every mapped column as text, as it stands: `007` is no number, and a text may have several lines."""
-    columns = {column: pyarrow.string() for column in ("user_id", *spec.fields.model_dump().values()) if column}
-    return pyarrow.csv.read_csv(
-        pyarrow.BufferReader(data),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=columns),
-    )
-
-
-def _json_lines(text: str) -> pyarrow.Table:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other separators, e.g. U+2028
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not an object")
-            rows.append(row)
-    keys = sorted({key for row in rows for key in row})
-    return pyarrow.table({key: pyarrow.array([row.get(key) for row in rows]) for key in keys})
-
-
-def _columns(table: pyarrow.Table, spec: DatasetSpec, name: str) -> dict[str, list[Any]]:
-    answers = ["completion"] if spec.format == "prompt_completion" else ["chosen", "rejected"]
-    wanted = {key: getattr(spec.fields, key) for key in ["prompt", *answers]}
-    optional = {key: getattr(spec.fields, key) for key in ("user_id", "topic", "client")}
-    if optional["user_id"] is None and "user_id" in table.column_names:
-        optional["user_id"] = "user_id"
-    wanted |= {key: column for key, column in optional.items() if column}
-    missing = [f"{key} (column {column!r})" for key, column in wanted.items() if column not in table.column_names]
-    if missing:
-        raise DatasetError(
-            f"{name}: has no {', '.join(missing)}.",
-            "A CSV file needs a header line." if name.endswith(".csv") else f"It has {', '.join(table.column_names)}.",
-            "Map the columns under `fields` in the data set's YAML.",
-        )
-    return {key: table.column(column).to_pylist() for key, column in wanted.items()}
-
-
-def _users(values: list[Any] | None, n: int, need_user: bool, name: str) -> list[str]:
-    if values is None:
-        if need_user and n:
-            raise _no_user(name, "no column is mapped to user_id")
-        return [f"#{i + 1}" for i in range(n)]
-    if need_user:
-        empty = [i for i, v in enumerate(values) if _nobody(v)]
-        if empty:
-            raise _no_user(name, f"{len(empty)} of {n} rows, first row {empty[0] + 1}, have none")
-    return [f"#{i + 1}" if _nobody(v) else str(v) for i, v in enumerate(values)]
-
-
-def _nobody(value: Any) -> bool:
+def is_nobody(value: Any) -> bool:
     """No user: null, NaN or blank."""
     return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
@@ -173,10 +160,4 @@ def _no_user(name: str, why: str) -> MissingUserError:
         f"{name}: records without a user_id.",
         f"The privacy unit is the user, and {why}: nobody's contribution can be bounded.",
         "Map the column that names the person under `fields.user_id`, and fill or remove the rows without.",
-    )
-
-
-def _row(name: str, row: int, why: str) -> DatasetError:
-    return DatasetError(
-        f"{name}: row {row + 1} is no record.", why, "Mend or remove the row; TRL's formats are expected."
     )

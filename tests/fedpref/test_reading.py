@@ -18,7 +18,7 @@ import pytest
 from fedpref.data.preferences import check_records
 from fedpref.data.reading import files_of, read_dataset
 from fedpref.data.spec import DatasetSpec, find_dataset, list_datasets
-from fedpref.errors import BrokenFileError, DatasetError, DigestError, MissingUserError
+from fedpref.errors import BrokenFileError, DatasetError, DigestError, MissingUserError, MixedSchemaError
 from fedpref.recipes import recipes_folder
 from tests.tiny import write_dataset, write_jsonl
 
@@ -36,6 +36,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def write_array(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return path
 
 
@@ -187,8 +192,27 @@ def test_a_csv_row_with_a_column_too_few_is_coded_without_its_text(tmp_path: Pat
     _broken(path)
 
 
-def test_columns_of_mixed_types_are_coded_without_their_content(tmp_path: Path) -> None:
-    _broken(write_jsonl(tmp_path / "d.jsonl", [{**ROW, "user_id": 3}, {**ROW, "user_id": f"{PLANTED}"}]))
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({**ROW, "user_id": PLANTED}, "has a string in column 'user_id', rows before it have a number"),
+        ({**ROW, "user_id": 4, "chosen": [{"role": "assistant", "content": PLANTED}]}, "has a list in column 'chosen'"),
+        ({"prompt": "Why?", "better": PLANTED, "worse": PLANTED, "user_id": 4}, "has no column 'chosen'"),
+    ],
+)
+def test_rows_of_two_schemas_are_coded_without_their_content(tmp_path: Path, second: dict[str, Any], says: str) -> None:
+    for name, write in (("d.jsonl", write_jsonl), ("d.json", write_array)):
+        path = write(tmp_path / name, [{**ROW, "user_id": 3}] * 3000 + [second])
+        with pytest.raises(MixedSchemaError, match=f"Row 3001 {says}") as caught:
+            read_dataset(spec_of(path), need_user=True)
+        assert caught.value.code == "FP206"
+        assert PLANTED not in str(caught.value)
+
+
+def test_a_user_column_that_only_later_rows_have_is_never_overlooked(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in ROW.items() if k != "user_id"}, ROW]
+    with pytest.raises(MixedSchemaError, match="Row 2 has a column 'user_id'"):
+        read_dataset(spec_of(write_jsonl(tmp_path / "d.jsonl", rows)), need_user=False)
 
 
 def test_a_row_that_is_no_record_is_named_without_its_text(tmp_path: Path) -> None:
