@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedpref.config import Recipe
 from fedpref.display import Display
 from fedpref.folder import RunFolder
@@ -19,6 +21,7 @@ from privacy.report import Report, build_report, render_text
 if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
     from fedpref.data.split import Split
+    from policy.rewards import RewardFunc
     from reward.head import PublicProjection
     from reward.scorer import RewardModel
 
@@ -33,9 +36,15 @@ class LoadedRecipe:
         """What a run would do and cost."""
         return plan(self.recipe)
 
-    def run(self, *, resume: bool = False, display: Display | None = None) -> Run:
-        """Run it."""
-        return run(self.recipe, resume=resume, display=display)
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        display: Display | None = None,
+        reward_funcs: Mapping[str, RewardFunc] | None = None,
+    ) -> Run:
+        """Run it; see ``run``."""
+        return run(self.recipe, resume=resume, display=display, reward_funcs=reward_funcs)
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> LoadedRecipe:
@@ -49,19 +58,33 @@ def plan(recipe: Recipe) -> Plan:
     return make_plan(recipe)
 
 
-def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None) -> Run:
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    reward_funcs: Mapping[str, RewardFunc] | None = None,
+) -> Run:
     """Train, release, report, evaluate; everything lands in ``recipe.output_dir``.
+
+    Args:
+        reward_funcs: functions with TRL's signature that ``policy.reward_funcs`` may name beside those that it finds
+            itself; only prompts, completions and columns of public prompts ever reach them.
 
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
+    from fedpref.policy_stage import check_policy, run_policy_stage
+    from fedpref.release import write_manifest
     from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
+    from reward.scorer import RewardModel
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
+    check_policy(recipe, reward_funcs or {})
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
     data = load_federated(recipe, show.say)
@@ -83,7 +106,11 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
     )
     weight = train_reward_head(given, folder, _trackers(recipe, folder, show), show.say)
     evaluation = _evaluate_split(data.split, recipe, store, projection, weight)
-    _finish(folder, the_plan, config, projection, weight, evaluation)
+    model = RewardModel(extractor, projection, weight.astype(np.float32))
+    _release(folder, the_plan, model, evaluation)
+    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
+    write_manifest(folder.path, the_plan)
+    folder.finish()
     show.close()
     return Run(folder.path)
 
@@ -123,29 +150,20 @@ def _evaluate_split(
     }
 
 
-def _finish(  # noqa: PLR0917 - one caller, right above
-    folder: RunFolder,
-    the_plan: Plan,
-    config: Any,
-    projection: PublicProjection,
-    weight: Any,
-    evaluation: dict[str, Any],
-) -> None:
-    """Release, evaluation, report, manifest; the status says `finished` last."""
+def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: dict[str, Any]) -> None:
+    """Reward model, card, evaluation and report."""
     from fedpref.data.spec import find_dataset
-    from fedpref.release import write_manifest, write_model_card, write_reward_model
+    from fedpref.release import write_model_card, write_reward_model
 
     recipe = the_plan.recipe
     report = build_report(folder.path)
     target = folder.release / "reward"
-    write_reward_model(target, config, projection, weight)
+    write_reward_model(target, model.extractor.config, model.projection, model.weight)
     specs = [find_dataset(name) for name in (*recipe.datasets, recipe.reward.public_data)]
     write_model_card(target, the_plan, specs, report, evaluation)
     _write(folder.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     _write(folder.path / "report.json", json.dumps(report.fields, indent=2) + "\n")
     _write(folder.path / "report.txt", render_text(report))
-    write_manifest(folder.path, the_plan)
-    folder.finish()
 
 
 def _write(path: Path, text: str) -> None:
@@ -193,6 +211,20 @@ class Run:
     def evaluation(self) -> dict[str, Any]:
         """The figures that the run computed on its evaluation users."""
         content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def policy_evaluation(self) -> dict[str, Any]:
+        """The policy beside its base model, by group of prompts; empty for a run without a policy."""
+        path = self.path / "policy_evaluation.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return content
+
+    @property
+    def samples(self) -> list[dict[str, str]]:
+        """One completion of the base model and of the policy per prompt; empty for a run without a policy."""
+        path = self.path / "samples.json"
+        content: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return content
 
     def reward_model(self, display: Display | None = None) -> RewardModel:

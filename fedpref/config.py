@@ -113,6 +113,70 @@ class RewardConfig(Block):
     """The released head is the mean of the iterates after this fraction of the rounds (post-processing)."""
 
 
+class PolicyConfig(Block):
+    """The policy loop after the reward model: TRL's and PEFT's names. Public prompts only, so it costs no epsilon."""
+
+    method: Literal["grpo", "dpo"] = "grpo"
+    """`grpo`: rewards within groups of own samples; `dpo`: the best against the worst of own samples."""
+    prompts: str
+    """Name or YAML of a public prompt-only data set; prompts of `evaluation.unseen_topics` are held out."""
+    test_prompts: str | None = None
+    """Another public prompt-only data set to evaluate on; else the prompts themselves and those of the unseen topics."""
+    prompt_suffix: str = ""
+    """Appended to every prompt's last message, for example to ask for a format."""
+    reward_funcs: Annotated[tuple[str, ...], Field(min_length=1)] = ("reward_model",)
+    """`reward_model` (this run's), `accuracy`, `format`, `length`, `repetition`, or names of the entry point group
+    `fedpref.reward_funcs`."""
+    reward_weights: tuple[float, ...] | None = None
+    """One per reward function; default 1 each."""
+    backend: Literal["auto", "native", "trl"] = "auto"
+    """Of `grpo`: TRL's GRPOTrainer, or the loop of policy/improve.py; `auto` is TRL on a GPU and native on a CPU."""
+    max_steps: Annotated[int, Field(ge=1)] = 25
+    """Optimiser steps."""
+    prompts_per_step: Annotated[int, Field(ge=1)] = 6
+    """Prompts of one step; each gets num_generations completions."""
+    num_generations: Annotated[int, Field(ge=2)] = 6
+    """Completions of a prompt; rewards are compared among them."""
+    max_completion_length: Annotated[int, Field(ge=1)] = 64
+    """Tokens."""
+    temperature: Positive = 1.0
+    """Of sampling; the whole vocabulary is sampled from."""
+    loss_type: Literal["dr_grpo", "grpo"] = "dr_grpo"
+    """The losses of GRPO that do not couple prompts (guarantees.md rule 13)."""
+    scale_rewards: Literal["group", "none"] = "group"
+    """Divide advantages by the group's standard deviation, or not."""
+    beta: NonNegative = 0.0
+    """Weight of the KL to the base model (grpo), or DPO's beta (then above 0)."""
+    learning_rate: Positive = 2e-4
+    """Of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear"] = "constant"
+    """`linear` falls to 0."""
+    weight_decay: NonNegative = 0.0
+    """Of AdamW."""
+    lora_r: Annotated[int, Field(ge=1)] = 16
+    """Rank of the adapter."""
+    lora_alpha: Annotated[int, Field(ge=1)] = 32
+    """Scale of the adapter: lora_alpha / lora_r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    lora_target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Linear layers that get an adapter."""
+    use_vllm: bool = False
+    """Passed to TRL on a GPU; refused elsewhere."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicyConfig:
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError("policy.reward_weights needs one number per reward function")
+        if len(set(self.reward_funcs)) != len(self.reward_funcs):
+            raise ValueError("policy.reward_funcs names a function twice; raise its weight instead")
+        if self.method == "dpo" and not self.beta:
+            raise ValueError("policy.method: dpo needs policy.beta above 0 (TRL's default is 0.1)")
+        if self.use_vllm and self.backend == "native":
+            raise ValueError("policy.use_vllm needs policy.backend: trl")
+        return self
+
+
 class EvaluationConfig(Block):
     """Who and what is held out. Evaluation users are not protected, and the report says so."""
 
@@ -122,6 +186,11 @@ class EvaluationConfig(Block):
     unseen_topics: tuple[str, ...] = ()
     """Topics that no training pair comes from."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    """Draws of the 95 % intervals."""
+    judge_layer: Annotated[int, Field(ge=1)] = 14
+    """Of the held-out judge of policies: a head on another layer than reward.layer, fitted on evaluation users' votes."""
+    policy_samples: Annotated[int, Field(ge=1)] = 4
+    """Completions of every prompt that a policy and its base model are compared on."""
 
 
 class Recipe(Block):
@@ -136,6 +205,8 @@ class Recipe(Block):
     federation: FederationConfig = FederationConfig()
     privacy: PrivacyConfig
     reward: RewardConfig
+    policy: PolicyConfig | None = None
+    """The second half of a run; without it the run ends with the reward model."""
     evaluation: EvaluationConfig = EvaluationConfig()
     output_dir: str
     report_to: tuple[Literal["none", "wandb"], ...] = ("none",)

@@ -28,12 +28,18 @@ def rows(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """One table row per key, blocks expanded."""
     for name, field in block.model_fields.items():
         key, kind = prefix + name, field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from rows(kind, f"{key}.")
+        if block_type := _block(kind):
+            yield from rows(block_type, f"{key}.")
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
         meaning = " ".join((field.description or "").split())
         yield f"| `{key}` | {_type(kind)} | {default} | {meaning} |"
+
+
+def _block(kind: Any) -> type[BaseModel] | None:
+    """The block that a key holds, if any; an optional block's keys are listed alike."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _plain(value: Any) -> str:

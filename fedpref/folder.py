@@ -24,7 +24,9 @@ class RunFolder:
         self.node = path / "nodes" / "local"
         self.checkpoints = path / "checkpoints"
         self.release = path / "release"
+        self.policy = path / "policy"
         self.metrics = path / "metrics.jsonl"
+        self.policy_metrics = path / "policy_metrics.jsonl"
         self.recipe_file = path / "recipe.yaml"
 
     def status(self) -> dict[str, Any]:

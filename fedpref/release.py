@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedpref.aggregation.optimizers import Vector
+import numpy as np
+import numpy.typing as npt
+
 from fedpref.data.spec import DatasetSpec
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
@@ -21,7 +23,9 @@ from reward.head import PublicProjection
 from reward.scorer import save_reward_model
 
 
-def write_reward_model(folder: Path, features: FeatureConfig, projection: PublicProjection, weight: Vector) -> None:
+def write_reward_model(
+    folder: Path, features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
+) -> None:
     """``release/reward``: loads by ``reward.load``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_reward_model(folder, features, projection, weight)
@@ -64,6 +68,70 @@ def write_model_card(
         "It ranks texts as the people who voted did, with their taste and errors; it is no judge of truth or safety.",
     ]
     write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def write_policy_card(folder: Path, plan: Plan, evaluation: dict[str, Any]) -> None:
+    """``release/policy/README.md``: what the adapter is, how to load it, what it cost in privacy, how it compares."""
+    recipe, policy = plan.recipe, plan.recipe.policy
+    if policy is None:
+        return
+    lines = [
+        "# A policy improved by fedpref",
+        "",
+        f"A LoRA adapter of `{recipe.model_name_or_path}`, trained by {policy.method.upper()} for {policy.max_steps} steps on "
+        f"the public prompts `{policy.prompts}`; reward: {', '.join(policy.reward_funcs)}.",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from reward.backbone import load_backbone",
+        f'base = load_backbone("{recipe.model_name_or_path}")',
+        'model = PeftModel.from_pretrained(base.model, "release/policy")   # model.merge_and_unload() for plain transformers',
+        "```",
+        "",
+        "## Privacy",
+        "Prompts, settings and the choice of the last step are public, and the reward model was released before: this is "
+        "post-processing, and spends no epsilon beyond what `release/reward` says. Inputs and digests: "
+        "`fedpref_policy.json`.",
+        "",
+        "## Evaluation (public prompts; a held-out judge is a reward model fitted on evaluation users, never a human)",
+        *(line for name, block in evaluation.items() for line in policy_lines(name, block)),
+        "",
+        "## Limits",
+        "It argues to please the people who voted; it is no more truthful than its base model.",
+    ]
+    write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def policy_lines(name: str, block: dict[str, Any]) -> list[str]:
+    """The figures of one group of prompts, a line each."""
+    lines = [f"- {name}: {block['prompts']} prompts, {block['completions']} completions of either model"]
+    for judge, table in block["judges"].items():
+        lines += [
+            f"  - win rate over the base model, by the {judge}: {_percent(table['win_rate'], table['interval'])}; "
+            f"length-controlled {_percent(table['length_controlled_win_rate'], table['length_controlled_interval'])}",
+        ]
+        if table["worst_topic"]:
+            lines.append(f"  - worst topic: {table['worst_topic']} {100 * table['topics'][table['worst_topic']]:.0f} %")
+    for reward, means in block["rewards"].items():
+        if means["prompts"]:
+            lines.append(f"  - reward `{reward}`: {_before_after(means)}")
+    kl = block["kl_to_base"]["nats_per_completion"]
+    return [
+        *lines,
+        f"  - tokens: {_before_after(block['length'])}",
+        f"  - KL to the base model: {kl:.1f} nats a completion",
+    ]
+
+
+def _percent(value: float, interval: tuple[float, float] | None) -> str:
+    between = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{100 * value:.1f} %{between}"
+
+
+def _before_after(means: dict[str, Any]) -> str:
+    between = means["difference_interval"]
+    spread = f" [{between[0]:+.3f}, {between[1]:+.3f}]" if between else ""
+    return f"{means['base']:.3f} -> {means['policy']:.3f}, difference {means['difference']:+.3f}{spread}"
 
 
 def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:

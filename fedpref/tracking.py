@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,32 @@ RELEASED_FIGURES = frozenset(
     }
 )
 
+POLICY_FIGURES = frozenset(  # of the policy loop: computed from public prompts and released models alone
+    {
+        "step",
+        "max_steps",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completion_length",
+        "clipped_ratio",
+        "kl",
+        "grad_norm",
+        "learning_rate",
+        "loss",
+    }
+)
+
+
+def is_released(figure: str) -> bool:
+    """May this figure of a round be tracked?"""
+    return figure in RELEASED_FIGURES
+
+
+def is_policy_figure(figure: str) -> bool:
+    """May this figure of a policy step be tracked? A reward function's mean is logged as ``rewards/NAME``."""
+    return figure in POLICY_FIGURES or figure.startswith("rewards/")
+
 
 class Tracker(Protocol):
     """Somewhere that released figures go."""
@@ -37,8 +63,8 @@ class Tracker(Protocol):
 class Trackers:
     """All trackers of a run; checks every figure against the closed list before any of them sees it."""
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    def __init__(self, trackers: Sequence[Tracker], allowed: Callable[[str], bool] = is_released) -> None:
+        self._trackers, self._allowed = trackers, allowed
 
     def log(self, figures: Mapping[str, Any]) -> None:
         """Pass on released figures.
@@ -46,7 +72,7 @@ class Trackers:
         Raises:
             TrackerError: a figure that is not on the list.
         """
-        unknown = sorted(figures.keys() - RELEASED_FIGURES)
+        unknown = sorted(name for name in figures if not self._allowed(name))
         if unknown:
             raise TrackerError(
                 f"{unknown[0]!r} may not be tracked.",
@@ -97,7 +123,7 @@ class WandbTracker:
 
     def log(self, figures: Mapping[str, Any]) -> None:
         """One step."""
-        self._run.log(dict(figures), step=int(figures["round"]))
+        self._run.log(dict(figures), step=int(figures["round"] if "round" in figures else figures["step"]))
 
     def close(self) -> None:
         """Finish the run."""

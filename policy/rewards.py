@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reward.errors import RewardFunctionError
 
-RewardFunc = Callable[..., list[float | None]]
+RewardFunc = Callable[..., Sequence[float | None]]
 ENTRY_POINTS = "fedpref.reward_funcs"
 BOXED = re.compile(r"\\boxed\{\s*-?[\d,]*\.?\d+\s*\}")
 

@@ -122,6 +122,23 @@ def write_public(folder: Path) -> Path:
     return _yaml(folder / "public.yaml", description)
 
 
+def write_prompts(folder: Path, rows: list[dict[str, Any]] | None = None, name: str = "prompts") -> Path:
+    """Public prompts and their description; returns the YAML."""
+    given = rows or [{"prompt": f"Say something about {t}, {n}.", "topic": t} for t in TOPICS for n in range(3)]
+    file = write_jsonl(folder / f"{name}.jsonl", given)
+    description = {
+        "name": name,
+        "source": f"{name}.jsonl",
+        "format": "prompt_only",
+        "license": "CC0-1.0",
+        "fields": {"topic": "topic", **({"answer": "answer"} if "answer" in given[0] else {})},
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "public": True,
+        "reason": "made up for a test",
+    }
+    return _yaml(folder / f"{name}.yaml", description)
+
+
 def recipe_tree(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
     """A whole recipe over tiny data in ``folder``; ``changes`` as ``privacy__rng="seeded"``."""
     tree: dict[str, Any] = {

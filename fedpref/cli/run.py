@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+
+SHOWN = 2  # prompts whose answers are printed before and after
 
 
 def run(
@@ -35,10 +39,13 @@ def run(
     typer.echo(f"\n{finished.report().summary}\n")
     for name, block in finished.evaluation.items():
         typer.echo(evaluation_line(name, block))
+    for line in policy_section(finished.policy_evaluation, finished.samples):
+        typer.echo(line)
     folder = finished.path
+    policy = "  release/policy        the adapter of the language model and its card\n" if finished.samples else ""
     typer.echo(
         f"\nResults are in {folder}:\n"
-        f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n"
+        f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n{policy}"
         f"  report.txt            who is protected, against whom, by how much\n"
         f"  ledger.jsonl          the books; metrics.jsonl the released figures of every round\n"
         f"Next:\n"
@@ -46,6 +53,20 @@ def run(
         f"  fedpref verify {folder}\n"
         f"  fedpref eval {folder} --data YOUR_PAIRS.jsonl"
     )
+
+
+def policy_section(evaluation: dict[str, Any], samples: list[dict[str, str]]) -> Iterator[str]:
+    """The policy beside its base model: figures, and two answers before and after."""
+    from fedpref.release import policy_lines
+
+    if evaluation:
+        yield "\nThe policy beside its base model (held-out judges are reward models, not people):"
+    for name, block in evaluation.items():
+        yield from policy_lines(name, block)
+    for sample in samples[:: max(1, len(samples) // SHOWN)][:SHOWN]:
+        yield f"\n{sample['prompt'].strip()}"
+        yield textwrap.fill(sample["base"].strip(), 110, initial_indent="  before: ", subsequent_indent="          ")
+        yield textwrap.fill(sample["policy"].strip(), 110, initial_indent="  after:  ", subsequent_indent="          ")
 
 
 def evaluation_line(name: str, block: dict[str, object]) -> str:
