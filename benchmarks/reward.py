@@ -59,15 +59,15 @@ def say(text: str) -> None:
 class Bench:
     """Data and features, computed once for all runs."""
 
-    def __init__(self) -> None:
-        self.recipe = fedpref.load_recipe(RECIPE).recipe
+    def __init__(self, recipe: str = RECIPE) -> None:
+        self.recipe = fedpref.load_recipe(recipe).recipe
         dataset = read_dataset(find_dataset(self.recipe.datasets[0]), need_user=True)
         self.data: Preferences = check_records(dataset)[0]
         self.topics = sorted(set(self.data.topic.tolist()))
         config = FeatureConfig(
             self.recipe.model_name_or_path, self.recipe.reward.layer, self.recipe.max_length, dtype=self.recipe.dtype
         )
-        extractor = FeatureExtractor(config, say)
+        self.extractor = extractor = FeatureExtractor(config, say)
         cache = Path("runs/benchmarks")
         cache.mkdir(parents=True, exist_ok=True)
         key = json.dumps([asdict(config), extractor.backbone.digest, str(extractor.backbone.model.dtype)])

@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path: Path, tiny
     assert not (tmp_path / "run").exists()
     private = Path(write_prompts(tmp_path, name="mine"))
     private.write_text(private.read_text().replace("public: true", "public: false"))
-    with pytest.raises(DatasetError, match="not declared public"):
+    with pytest.raises(DatasetError, match="not declared as public"):
         fedpref.load_recipe(recipe(tmp_path, tiny_model), policy__prompts=str(private)).run()
     assert not (tmp_path / "run").exists()
 
