@@ -72,3 +72,9 @@ class TrackerError(CodedError):
     """A tracker was asked for something that is not a released figure."""
 
     code = "FP503"
+
+
+class DestinationError(CodedError):
+    """Something is already where a file shall be written, and would be lost."""
+
+    code = "FP504"

@@ -89,6 +89,7 @@ def test_recipes_copy_copies_and_never_overwrites(tmp_path: Path, monkeypatch: p
         # The name finds the local file first, so the shipped one is named by its folder.
         spoken = speak("recipes", "copy", "recipes/quickstart", *destination)
         assert spoken.code == 1
+        assert spoken.err.startswith("error[FP504] ")
         assert "exists" in spoken.err
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
     assert "next: fedpref plan other.yaml" in speak("recipes", "copy", "recipes/quickstart", "other.yaml").out
