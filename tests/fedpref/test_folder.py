@@ -65,6 +65,16 @@ def test_a_wide_umask_does_not_open_the_nodes_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.node.stat().st_mode) == 0o700
 
 
+def test_a_resumed_run_closes_a_nodes_folder_that_somebody_opened(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    nodes = begin(recipe).path / "nodes"
+    for folder in (nodes, nodes / "local"):
+        folder.chmod(0o755)
+    begin(recipe, resume=True)
+    assert stat.S_IMODE(nodes.stat().st_mode) == 0o700
+    assert stat.S_IMODE((nodes / "local").stat().st_mode) == 0o700
+
+
 def test_an_empty_or_missing_folder_is_begun_with_and_without_resume(tmp_path: Path) -> None:
     for name, resume in (("a", False), ("b", True)):
         (tmp_path / name).mkdir()
