@@ -50,13 +50,14 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None) -> Run:
-    """Train, release, report, evaluate; everything lands in ``recipe.output_dir``.
+    """Train, release, report, evaluate; everything lands in ``recipe.output_dir``. The display stays open: it is yours.
 
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
+    from fedpref.tracking import open_trackers
     from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
 
@@ -81,10 +82,10 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
         data,
         lambda texts: projection(store(texts, lambda d, n: show.progress("features of private texts", d, n))),
     )
-    weight = train_reward_head(given, folder, _trackers(recipe, folder, show), show.say)
+    with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
+        weight = train_reward_head(given, folder, [*trackers, show], show.say)
     evaluation = _evaluate_split(data.split, recipe, store, projection, weight)
     _finish(folder, the_plan, config, projection, weight, evaluation)
-    show.close()
     return Run(folder.path)
 
 
@@ -96,15 +97,6 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
     features = store(public, lambda done, total: show.progress("features of public texts", done, total))
     return PublicProjection.fit(features, recipe.reward.projection_dim)
-
-
-def _trackers(recipe: Recipe, folder: RunFolder, show: Display) -> list[Any]:
-    from fedpref.tracking import JsonlTracker, WandbTracker
-
-    trackers: list[Any] = [JsonlTracker(folder.metrics), show]
-    if "wandb" in recipe.report_to:
-        trackers.append(WandbTracker(folder.path, folder.path.name, recipe.model_dump(mode="json")))
-    return trackers
 
 
 def _evaluate_split(
