@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
+from reward.errors import PublicDataError
 from reward.evaluate import pair_correct
-from reward.head import PublicDataError, PublicProjection, RewardHead, bradley_terry_objective, set_weight
+from reward.head import PublicProjection, RewardHead, bradley_terry_objective, set_weight
 from reward.losses import bradley_terry
 from reward.pairs import FeaturePairs
 

@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 
 import reward
-from reward.errors import ModelNotFoundError, RewardModelError
+from reward.errors import ConversationError, ModelNotFoundError, RewardModelError
 from reward.features import FeatureConfig, FeatureExtractor
 from reward.head import PublicProjection
-from reward.pairs import Conversation, ConversationError
+from reward.pairs import Conversation
 from reward.scorer import CONFIG, WEIGHTS, RewardModel, head_scores, reward_model_files
 
 D = 6
