@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpref.config import Recipe
 from fedpref.display import Display
+from fedpref.errors import RunFolderError
 from fedpref.folder import RunFolder
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
@@ -187,8 +188,19 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The figures that the run computed on its evaluation users."""
-        content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        """The figures that the run computed on its evaluation users.
+
+        Raises:
+            RunFolderError: none yet.
+        """
+        try:
+            content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunFolderError(
+                f"{self.path}: has no evaluation.",
+                f"The run is {self.status['status']}; figures come last.",
+                f"Finish it first: fedpref run {self.folder.recipe_file} --resume",
+            ) from None
         return content
 
     def reward_model(self, display: Display | None = None) -> RewardModel:

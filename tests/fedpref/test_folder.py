@@ -147,6 +147,16 @@ def test_a_path_that_is_no_run_is_coded(tmp_path: Path) -> None:
             fedpref.Run(path)
 
 
+def test_an_unfinished_run_has_no_evaluation_and_says_so(tmp_path: Path) -> None:
+    run = fedpref.Run(begin(make_recipe(tmp_path)).path)
+    for content in (None, "{"):
+        if content:
+            (run.path / "evaluation.json").write_text(content)
+        with pytest.raises(RunFolderError, match="has no evaluation") as caught:
+            _ = run.evaluation
+        assert "--resume" in caught.value.fix
+
+
 # A full disk. Writing to /dev/full gives the operating system's own ENOSPC.
 
 
