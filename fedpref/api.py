@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,19 +147,6 @@ def _write(path: Path, text: str) -> None:
     write_durably(path, text.encode())
 
 
-def _same_files(data: str, datasets: Sequence[str]) -> bool:
-    """Is one of the files, by content, one that the run was trained on?"""
-    from hashlib import sha256
-
-    from fedpref.data.reading import files_of
-    from fedpref.data.spec import find_dataset
-
-    def digests(name: str) -> set[str]:
-        return {sha256(path.read_bytes()).hexdigest() for path in files_of(find_dataset(name))}
-
-    return not digests(data).isdisjoint(set().union(*(digests(name) for name in datasets)))
-
-
 class Run:
     """A run folder: report, evaluation, released reward model."""
 
@@ -212,23 +199,26 @@ class Run:
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
 
-        Of the run's own data sets only evaluation users' votes are counted: no figure is ever computed from a training
-        user's feedback outside a booked mechanism (guarantees.md rule 18).
+        Of the people of the run only evaluation users' votes are counted: no figure is ever computed from a training user's
+        feedback outside a booked mechanism (guarantees.md rule 18). See ``without_training_feedback`` for how, and its limit.
+
+        Raises:
+            CodedError: the data, or the run's own data sets, cannot be read: then nobody can tell who is who.
         """
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
         from fedpref.data.spec import find_dataset
-        from fedpref.data.split import is_evaluation_user
         from fedpref.evaluation import evaluate
+        from fedpref.training_feedback import load_all_feedback, without_training_feedback
 
         show = display or Display()
         model = self.reward_model(show)
         preferences, problems = check_records(read_dataset(find_dataset(data), need_user=False))
         for problem in problems:
             show.say(problem.describe())
-        if _same_files(data, self.recipe.datasets):
-            show.say("this is the run's own data: only evaluation users' votes are counted")
-            preferences = preferences.select(is_evaluation_user(preferences.user, self.recipe.evaluation))
+        preferences, left_out = without_training_feedback(preferences, load_all_feedback(self.recipe))
+        if left_out:
+            show.say(f"{left_out:,} votes of the run's own training users are left out")
         return evaluate(
             preferences,
             lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),
