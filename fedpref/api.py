@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from fedpref.config import Recipe
 from fedpref.display import Display
+from fedpref.errors import RunFolderError
 from fedpref.folder import RunFolder
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
@@ -65,7 +66,7 @@ def run(
     display: Display | None = None,
     reward_funcs: Mapping[str, RewardFunc] | None = None,
 ) -> Run:
-    """Train, release, report, evaluate; everything lands in ``recipe.output_dir``.
+    """Train, release, report, evaluate; everything lands in ``recipe.output_dir``. The display stays open: it is yours.
 
     Args:
         reward_funcs: functions with TRL's signature that ``policy.reward_funcs`` may name beside those that it finds
@@ -78,6 +79,7 @@ def run(
     from fedpref.data.loading import load_federated
     from fedpref.policy_stage import check_policy, run_policy_stage
     from fedpref.release import write_manifest
+    from fedpref.tracking import open_trackers
     from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
     from reward.scorer import RewardModel
@@ -104,14 +106,14 @@ def run(
         data,
         lambda texts: projection(store(texts, lambda d, n: show.progress("features of private texts", d, n))),
     )
-    weight = train_reward_head(given, folder, _trackers(recipe, folder, show), show.say)
+    with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
+        weight = train_reward_head(given, folder, [*trackers, show], show.say)
     evaluation = _evaluate_split(data.split, recipe, store, projection, weight)
     model = RewardModel(extractor, projection, weight.astype(np.float32))
     _release(folder, the_plan, model, evaluation)
     run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
     write_manifest(folder.path, the_plan)
     folder.finish()
-    show.close()
     return Run(folder.path)
 
 
@@ -123,15 +125,6 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
     features = store(public, lambda done, total: show.progress("features of public texts", done, total))
     return PublicProjection.fit(features, recipe.reward.projection_dim)
-
-
-def _trackers(recipe: Recipe, folder: RunFolder, show: Display) -> list[Any]:
-    from fedpref.tracking import JsonlTracker, WandbTracker
-
-    trackers: list[Any] = [JsonlTracker(folder.metrics), show]
-    if "wandb" in recipe.report_to:
-        trackers.append(WandbTracker(folder.path, folder.path.name, recipe.model_dump(mode="json")))
-    return trackers
 
 
 def _evaluate_split(
@@ -172,15 +165,6 @@ def _write(path: Path, text: str) -> None:
     write_durably(path, text.encode())
 
 
-def _same_files(data: str, datasets: Sequence[str]) -> bool:
-    """Is one of the files, by content, one that the run was trained on?"""
-    from fedpref.data.digests import content_digests
-    from fedpref.data.spec import find_dataset
-
-    trained_on = set().union(*(content_digests(find_dataset(name)) for name in datasets))
-    return not content_digests(find_dataset(data)).isdisjoint(trained_on)
-
-
 class Run:
     """A run folder: report, evaluation, released reward model."""
 
@@ -209,8 +193,19 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The figures that the run computed on its evaluation users."""
-        content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        """The figures that the run computed on its evaluation users.
+
+        Raises:
+            RunFolderError: none yet.
+        """
+        try:
+            content: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunFolderError(
+                f"{self.path}: has no evaluation.",
+                f"The run is {self.status['status']}; figures come last.",
+                f"Finish it first: fedpref run {self.folder.recipe_file} --resume",
+            ) from None
         return content
 
     @property
@@ -236,15 +231,18 @@ class Run:
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
 
-        Of the run's own data sets only evaluation users' votes are counted: no figure is ever computed from a training
-        user's feedback outside a booked mechanism (guarantees.md rule 18).
+        Of the people of the run only evaluation users' votes are counted: no figure is ever computed from a training user's
+        feedback outside a booked mechanism (guarantees.md rule 18). See ``without_training_feedback`` for how, and its limit.
+
+        Raises:
+            CodedError: the data, or the run's own data sets, cannot be read: then nobody can tell who is who.
         """
         from fedpref.data.formats import require
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
         from fedpref.data.spec import find_dataset
-        from fedpref.data.split import is_evaluation_user
         from fedpref.evaluation import evaluate
+        from fedpref.training_feedback import load_all_feedback, without_training_feedback
 
         show = display or Display()
         model = self.reward_model(show)
@@ -252,9 +250,9 @@ class Run:
         preferences, problems = check_records(read_dataset(find_dataset(data), need_user=False))
         for problem in problems:
             show.say(problem.describe())
-        if _same_files(data, self.recipe.datasets):
-            show.say("this is the run's own data: only evaluation users' votes are counted")
-            preferences = preferences.select(is_evaluation_user(preferences.user, self.recipe.evaluation))
+        preferences, left_out = without_training_feedback(preferences, load_all_feedback(self.recipe))
+        if left_out:
+            show.say(f"{left_out:,} votes of the run's own training users are left out")
         return evaluate(
             preferences,
             lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),

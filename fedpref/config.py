@@ -6,7 +6,7 @@ it must. Everything that bears on privacy is in ``privacy`` and ``federation``; 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -66,6 +66,7 @@ class FederationConfig(Block):
 
     partition: PartitionConfig = PartitionConfig()
     num_rounds: Annotated[int, Field(ge=1)] = 100
+    """How often the server asks all clients and takes a step."""
     num_users: Annotated[int, Field(ge=1)] = 1000
     """A public constant, about the number of people who take part: sums are divided by sample_rate * num_users. Declared
     here, never counted from data (rule 4)."""
@@ -95,6 +96,13 @@ class PrivacyConfig(Block):
         return self
 
 
+_OF_OPTIM: dict[str, dict[str, float]] = {
+    "sgd": {"momentum": 0.9},
+    "adam": {"adam_beta1": 0.9, "adam_beta2": 0.99},
+    "adagrad": {},
+}
+
+
 class RewardConfig(Block):
     """The Bradley-Terry head on frozen features, and how the server trains it."""
 
@@ -107,10 +115,37 @@ class RewardConfig(Block):
     public_data: str
     """Name or YAML of a public data set (prompt, completion): standardisation and projection come from it alone."""
     optim: Literal["sgd", "adam", "adagrad"] = "sgd"
+    """The server's optimiser, on the noised mean gradient as pseudo-gradient."""
     learning_rate: Positive = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the server's optimiser."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `sgd` alone; 0.9 if not given."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `adam` alone; 0.9 if not given."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `adam` alone; 0.99 if not given (Reddi et al. 2021, arXiv 2003.00295; TRL's own is 0.999)."""
     average_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The released head is the mean of the iterates after this fraction of the rounds (post-processing)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """The chosen optimiser's settings where none are given, so that a resolved recipe shows what is used."""
+        optim = given.get("optim", "sgd") if isinstance(given, dict) else None
+        if not isinstance(optim, str):
+            return given
+        own = _OF_OPTIM.get(optim, {})
+        return {**given, **{key: value for key, value in own.items() if given.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> RewardConfig:
+        own = _OF_OPTIM[self.optim]
+        foreign = [k for keys in _OF_OPTIM.values() for k in keys if k not in own and getattr(self, k) is not None]
+        if foreign:
+            raise ValueError(
+                f"reward.{foreign[0]} does nothing under optim: {self.optim}; leave it out, or set it to null"
+            )
+        return self
 
 
 class PolicyConfig(Block):
@@ -181,12 +216,13 @@ class EvaluationConfig(Block):
     """Who and what is held out. Evaluation users are not protected, and the report says so."""
 
     user_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """About this fraction of the people is held out, whole, and not protected."""
     salt: str = "evaluation-users-v1"
     """A user is an evaluation user if the hash of salt and user_id says so: fixed here, before the run."""
     unseen_topics: tuple[str, ...] = ()
     """Topics that no training pair comes from."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
-    """Draws of the 95 % intervals."""
+    """Draws behind every 95 % interval: whole users, or whole prompts."""
     judge_layer: Annotated[int, Field(ge=1)] = 14
     """Of the held-out judge of policies: a head on another layer than reward.layer, fitted on evaluation users' votes."""
     policy_samples: Annotated[int, Field(ge=1)] = 4
@@ -197,7 +233,9 @@ class Recipe(Block):
     """One run, completely."""
 
     model_name_or_path: str
+    """The frozen base model: a folder, a hub name, or `embedded/smollm2-135m-instruct`."""
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The private votes: shipped names (`fedpref data ls`), YAML descriptions, or files with TRL's columns."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the base model; `auto` is bfloat16 where a probe says that it is faster, else float32."""
     max_length: Annotated[int, Field(ge=8)] = 384
@@ -209,7 +247,9 @@ class Recipe(Block):
     """The second half of a run; without it the run ends with the reward model."""
     evaluation: EvaluationConfig = EvaluationConfig()
     output_dir: str
+    """The run's folder: books, checkpoints, release, report. One run, one folder."""
     report_to: tuple[Literal["none", "wandb"], ...] = ("none",)
+    """Where released figures go beside `metrics.jsonl`; `wandb` stays offline unless WANDB_MODE says otherwise."""
     seed: int = 0
     """Ties order and initial values, and the bootstrap; never noise or coins unless privacy.rng is `seeded`."""
 

@@ -7,6 +7,18 @@ from reward.errors import RewardError
 
 CODED_ERRORS = (CodedError, RewardError)
 
+WARNINGS = {
+    "FP211": "an empty prompt or answer",
+    "FP212": "chosen and rejected are the same text",
+    "FP213": "the same person gave the same vote again",
+    "FP214": "the same person voted both ways on one pair",
+    "FP215": "a client without training records",
+    "FP216": "an unseen topic that no readable client has records of",
+    "FP217": "a tie, or an answer with nothing to compare it with",
+    "FP218": "chosen and rejected part before the last answer",
+}
+"""Codes of what is told to the holder of the data and stops nothing."""
+
 
 class RecipeError(CodedError):
     """A recipe that cannot be read: unknown key, wrong type, impossible combination."""
@@ -75,7 +87,7 @@ class NoNetworkError(CodedError):
 
 
 class RunFolderError(CodedError):
-    """A run folder that is finished, half-finished, foreign, or of another version."""
+    """A run folder that is finished, half-finished, foreign, or of another version; or a round for another model."""
 
     code = "FP501"
 
@@ -90,3 +102,15 @@ class TrackerError(CodedError):
     """A tracker was asked for something that is not a released figure."""
 
     code = "FP503"
+
+
+class DestinationError(CodedError):
+    """Something is already where a file shall be written, and would be lost."""
+
+    code = "FP504"
+
+
+class PythonVersionError(CodedError):
+    """A Python that this package does not run on."""
+
+    code = "FP601"

@@ -58,7 +58,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: finished, half-finished without ``resume``, of another plan, foreign, or of another version.
-            DiskError: it cannot be created.
+            DiskError: it cannot be created, or its private part cannot be closed to others.
         """
         if self._never_begun():
             self._create(recipe, plan_digest)
@@ -82,6 +82,7 @@ class RunFolder:
                 "Parameters chosen after seeing releases would not be covered by its plan.",
                 f"Resume with {self.recipe_file}, or set output_dir=… for a new run.",
             )
+        self._make_private()
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -97,18 +98,23 @@ class RunFolder:
         return not present or (self.node in present and present <= own_folders | own_files)
 
     def _create(self, recipe: Recipe, plan_digest: str) -> None:
+        self._make_private()
+        write_durably(self.recipe_file, dump_recipe(recipe).encode())
+        self._write_status({"schema": SCHEMA, "fedpref": __version__, "status": "started", "plan_digest": plan_digest})
+
+    def _make_private(self) -> None:
+        """The run's folder, and in it that of the nodes, which nobody else may enter: also if somebody opened it since."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.node.mkdir(parents=True, mode=0o700, exist_ok=True)
-            self.node.parent.chmod(0o700)
+            for folder in (self.node.parent, self.node):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)
         except OSError as error:
             raise DiskError(
                 f"{self.path}: cannot be created.",
                 f"{error.strerror or error}.",
                 "Set output_dir=… to a place with room.",
             ) from None
-        write_durably(self.recipe_file, dump_recipe(recipe).encode())
-        self._write_status({"schema": SCHEMA, "fedpref": __version__, "status": "started", "plan_digest": plan_digest})
 
     def _write_status(self, status: dict[str, Any]) -> None:
         write_durably(self.path / "run.json", (json.dumps(status, indent=2) + "\n").encode())

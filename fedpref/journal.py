@@ -35,11 +35,23 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise _refused(path, error) from None
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, unless they are there.
+
+    Raises:
+        DiskError: the disk refused, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
 def _refused(path: Path, error: OSError) -> DiskError:
     return DiskError(
         f"{path.name} could not be written.",
         f"The system said: {error.strerror or error}.",
-        "Free space or mend the disk, then go on with --resume; nothing half-written was kept.",
+        "Free space or mend the disk, then do it again (a run goes on with --resume); nothing half-written was kept.",
     )
 
 
@@ -51,7 +63,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
 
     def prepare(self, round_number: int, state: Tensors) -> None:

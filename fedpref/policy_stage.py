@@ -20,12 +20,12 @@ from fedpref.improvement import (
     make_task,
     train_policy,
 )
-from fedpref.journal import write_durably
+from fedpref.journal import make_folder, write_durably
 from fedpref.plan import Plan
 from fedpref.policy_evaluation import HeldOutJudge, evaluate_policy, held_out_judge, sample_both, side_by_side
 from fedpref.release import write_policy_card
-from fedpref.tracking import JsonlTracker, Tracker, Trackers, WandbTracker, is_policy_figure
-from policy.adapter import save_adapter
+from fedpref.tracking import Trackers, is_policy_figure, open_trackers
+from policy.adapter import adapter_files
 from policy.improve import PolicyTask
 from policy.rewards import RewardFunc
 from reward.features import FeatureConfig, FeatureExtractor
@@ -59,15 +59,15 @@ def run_policy_stage(
         return
     groups = load_groups(recipe, config)
     task = make_task(recipe, config, groups.train, make_rewards(config, reward_model, reward_funcs), show)
-    trackers = Trackers(_trackers(recipe, folder), is_policy_figure)
-    try:
-        train_policy(task, config, folder, trackers, show)
-    finally:
-        trackers.close()
+    public = recipe.model_dump(mode="json", include={"policy", "model_name_or_path", "seed"})
+    with open_trackers(recipe.report_to, folder.path, folder.policy_metrics, public) as trackers:
+        train_policy(task, config, folder, Trackers(trackers, is_policy_figure), show)
     judges = [_judge(recipe, split, show)] if REWARD_MODEL in config.reward_funcs else []
     evaluation, samples = _evaluate(task, recipe, groups, judges, show)
     target = folder.release / "policy"
-    save_adapter(task.model, target)
+    make_folder(target)
+    for name, content in adapter_files(task.model).items():
+        write_durably(target / name, content)
     _write(target / "fedpref_policy.json", inputs_record(recipe, config, folder, task))
     write_policy_card(target, plan, evaluation)
     _write(folder.path / "policy_evaluation.json", evaluation)
@@ -76,14 +76,6 @@ def run_policy_stage(
 
 def _write(path: Any, content: Any) -> None:
     write_durably(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _trackers(recipe: Recipe, folder: RunFolder) -> list[Tracker]:
-    trackers: list[Tracker] = [JsonlTracker(folder.policy_metrics)]
-    if "wandb" in recipe.report_to:
-        public = recipe.model_dump(mode="json", include={"policy", "model_name_or_path", "seed"})
-        trackers.append(WandbTracker(folder.path, f"{folder.path.name}-policy", public))
-    return trackers
 
 
 def _judge(recipe: Recipe, split: Split, show: Display) -> HeldOutJudge:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpref.data.spec import DatasetSpec
-from fedpref.journal import write_durably
+from fedpref.journal import make_folder, write_durably
 from fedpref.plan import Plan
 from fedpref.version import __version__
 from privacy.ledger import read_ledger
@@ -20,15 +20,20 @@ from privacy.report.build import ledger_paths
 from privacy.report.text import epsilon_text
 from reward.features import FeatureConfig
 from reward.head import PublicProjection
-from reward.scorer import save_reward_model
+from reward.scorer import reward_model_files
 
 
 def write_reward_model(
     folder: Path, features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
 ) -> None:
-    """``release/reward``: loads by ``reward.load``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_reward_model(folder, features, projection, weight)
+    """``release/reward``: loads by ``reward.load``.
+
+    Raises:
+        DiskError: the disk refused; every file is whole or not there.
+    """
+    make_folder(folder)
+    for name, content in reward_model_files(features, projection, weight).items():
+        write_durably(folder / name, content)
 
 
 def write_model_card(

@@ -13,16 +13,18 @@ guarantees.md rules 3 (secret coins), 4 (public divisor), 6 (empty samples), 15 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fedpref.aggregation.optimizers import Vector
 from fedpref.channel.base import Channel
 from fedpref.journal import Checkpoints
 from fedpref.plan import Plan
 from fedpref.server import Server
 from fedpref.tracking import Trackers
 from privacy.ledger import Ledger, Reservation
-from privacy.mechanism import GaussianMechanism
+from privacy.mechanism import GaussianMechanism, Release
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,37 @@ class Federation:
 
 def run_rounds(federation: Federation) -> None:
     """Run the rounds that are left; after a kill, go on where the last checkpoint stands."""
-    f = federation
-    f.checkpoints.publish(f.ledger.committed_round)  # a kill between commit and publication
-    done, state = f.checkpoints.last()
-    f.ledger.check_rounds(done)
+    server, channel, ledger = federation.server, federation.channel, federation.ledger
+    checkpoints = federation.checkpoints
+    for round_number in range(_restore(federation) + 1, federation.plan.num_rounds + 1):
+        reservation = _reserve(federation, round_number)
+        replies = channel.exchange(server.request(round_number))
+        release = server.release(replies, reservation)
+        pseudo_gradient = server.step(release)
+        checkpoints.prepare(round_number, server.optimizer.state())
+        ledger.commit(reservation)
+        checkpoints.publish(round_number)
+        federation.trackers.log(_figures(federation, release, pseudo_gradient))
+
+
+def _restore(federation: Federation) -> int:
+    """Bring the server to where the last checkpoint stands; returns the rounds done."""
+    federation.checkpoints.publish(federation.ledger.committed_round)  # a kill between commit and publication
+    done, state = federation.checkpoints.last()
+    federation.ledger.check_rounds(done)
     if state is not None:
-        f.server.optimizer.restore(state)
-    for round_number in range(done + 1, f.plan.num_rounds + 1):
-        reservation = _reserve(f, round_number)
-        replies = f.channel.exchange(f.server.request(round_number))
-        release = f.server.release(replies, reservation)
-        pseudo_gradient = f.server.step(release)
-        f.checkpoints.prepare(round_number, f.server.optimizer.state())
-        f.ledger.commit(reservation)
-        f.checkpoints.publish(round_number)
-        f.trackers.log(
-            {
-                **f.plan.public_figures(round_number, f.ledger.num_reserved),
-                "noise_std": release.noise_std,
-                "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
-                "parameter_norm": float(np.linalg.norm(f.server.optimizer.parameters)),
-            }
-        )
+        federation.server.optimizer.restore(state)
+    return done
+
+
+def _figures(federation: Federation, release: Release, pseudo_gradient: Vector) -> dict[str, Any]:
+    """What trackers are told of a round: public constants, and functions of what was released."""
+    return {
+        **federation.plan.public_figures(release.round, federation.ledger.num_reserved),
+        "noise_std": release.noise_std,
+        "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
+        "parameter_norm": float(np.linalg.norm(federation.server.optimizer.parameters)),
+    }
 
 
 def _reserve(f: Federation, round_number: int) -> Reservation:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +62,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All trackers of a run; checks every figure against the closed list before any of them sees it."""
+    """All trackers of a run; checks every figure against the closed list before any of them sees it. Owns none."""
 
     def __init__(self, trackers: Sequence[Tracker], allowed: Callable[[str], bool] = is_released) -> None:
         self._trackers, self._allowed = trackers, allowed
@@ -81,11 +82,6 @@ class Trackers:
             )
         for tracker in self._trackers:
             tracker.log(figures)
-
-    def close(self) -> None:
-        """Close all of them."""
-        for tracker in self._trackers:
-            tracker.close()
 
 
 class JsonlTracker:
@@ -128,3 +124,15 @@ class WandbTracker:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+@contextmanager
+def open_trackers(
+    report_to: Sequence[str], folder: Path, metrics: Path, public_config: Mapping[str, Any]
+) -> Iterator[list[Tracker]]:
+    """``metrics.jsonl`` and what ``report_to`` names, open while this is entered and closed whatever happens in it."""
+    with ExitStack() as opened:
+        trackers: list[Tracker] = [opened.enter_context(closing(JsonlTracker(metrics)))]
+        if "wandb" in report_to:
+            trackers.append(opened.enter_context(closing(WandbTracker(folder, folder.name, public_config))))
+        yield trackers

@@ -42,7 +42,7 @@ class TrainingInput:
 def train_reward_head(
     given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
 ) -> Vector:
-    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]."""
+    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
     manifest = reward_head_manifest(recipe.reward.projection_dim)
@@ -79,9 +79,7 @@ def train_reward_head(
             rng=rng,
             warn=warn,
         )
-        all_trackers = Trackers(trackers)
-        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, all_trackers))
-        all_trackers.close()
+        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
         journal.clear()
         return server.optimizer.averaged
     finally:

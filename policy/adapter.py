@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,12 @@ def load_adapter_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
             parameter.copy_(arrays[name])
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``: loads by ``PeftModel.from_pretrained``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder), safe_serialization=True, selected_adapters=[ADAPTER])
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written at the release
+def adapter_files(model: Any) -> dict[str, bytes]:
+    """PEFT's two files by name; they load by ``PeftModel.from_pretrained``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, safe_serialization=True, selected_adapters=[ADAPTER])
+        names = ("adapter_model.safetensors", "adapter_config.json")  # PEFT's empty model card is left out
+        return {name: (Path(scratch) / name).read_bytes() for name in names}
 
 
 def load_policy(backbone: Backbone, folder: str | Path) -> Any:

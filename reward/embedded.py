@@ -59,8 +59,8 @@ def ensure_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path
     folder = model_folder(name)
     if (folder / "config.json").exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
             gguf = _fetch(Path(scratch), say)
             say("converting the GGUF file into a bf16 checkpoint (once, about half a minute)")

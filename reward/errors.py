@@ -35,6 +35,18 @@ class ModelFetchError(RewardError):
     code = "FP302"
 
 
+class ConversationError(RewardError):
+    """A prompt or completion that is neither a string nor a list of messages."""
+
+    code = "FP310"
+
+
+class PublicDataError(RewardError):
+    """Too little public text for the projection that the recipe asks for."""
+
+    code = "FP311"
+
+
 class RewardModelError(RewardError):
     """A folder that is no released reward model of this version."""
 

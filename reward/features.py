@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reward.backbone import Backbone, load_backbone
-from reward.pairs import Conversation
+from reward.pairs import Conversation, render
 
 Array = npt.NDArray[np.float32]
 
@@ -72,7 +72,7 @@ class FeatureExtractor:
         done = 0
         with torch.inference_mode():
             for prompt, members in by_prompt.items():
-                prompt_ids = self._render(prompt)[: self.config.max_length]
+                prompt_ids = self._prompt_tokens(prompt)[: self.config.max_length]
                 room = self.config.max_length - len(prompt_ids)
                 shared = self._trunk(input_ids=self._tensor(prompt_ids), use_cache=True)
                 prompt_sum, cache = shared.last_hidden_state.float().sum(1)[0], shared.past_key_values
@@ -97,15 +97,9 @@ class FeatureExtractor:
     def _tensor(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self.backbone.device)
 
-    def _render(self, prompt: tuple[tuple[str, str], ...]) -> list[int]:
-        tokenizer = self.backbone.tokenizer
-        if tokenizer.chat_template:
-            messages = [{"role": role, "content": content} for role, content in prompt]
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        else:
-            text = "\n".join(content for _, content in prompt) + "\n"
-        ids = self._tokens(text)
-        return ids or [tokenizer.eos_token_id]
+    def _prompt_tokens(self, prompt: tuple[tuple[str, str], ...]) -> list[int]:
+        """At least one, so that there is a mean."""
+        return self._tokens(render(self.backbone.tokenizer, prompt)) or [self.backbone.tokenizer.eos_token_id]
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -9,17 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from reward.errors import RewardError
+from reward.errors import PublicDataError
 from reward.losses import bradley_terry
 from reward.pairs import FeaturePairs
 
 Array = npt.NDArray[np.float32]
-
-
-class PublicDataError(RewardError):
-    """Too little public text for the projection that the recipe asks for."""
-
-    code = "FP311"
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,15 @@ class PublicProjection:
         return cls(mean.astype(np.float32), std.astype(np.float32), (components / scale).astype(np.float32))
 
     def __call__(self, features: Array) -> Array:
-        """Shape [n, hidden] -> [n, d]."""
+        """Shape [n, hidden] -> [n, d].
+
+        | row | result |
+        |---|---|
+        | none | shape [0, d] |
+        | the public mean | zeros |
+        | a feature that did not vary in public text | divided by 1e-6, hence large if it varies here; clipping bounds it |
+        | NaN or inf | NaN or inf; clipping drops that unit |
+        """
         return np.asarray((features - self.mean) / self.std @ self.components, dtype=np.float32)
 
 

@@ -8,13 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from reward.errors import RewardError
+from reward.errors import ConversationError
 
-
-class ConversationError(RewardError):
-    """A prompt or completion that is neither a string nor a list of messages."""
-
-    code = "FP310"
+__all__ = ["Conversation", "ConversationError", "FeaturePairs", "as_conversation", "render"]
 
 
 class Conversation(NamedTuple):
@@ -40,6 +36,20 @@ def as_conversation(prompt: Any, completion: Any) -> Conversation:
     if len(answers) != 1:
         raise _wrong(f"a completion of {len(answers)} messages; one is expected")
     return Conversation(messages, answers[0][1])
+
+
+def render(tokenizer: Any, prompt: tuple[tuple[str, str], ...]) -> str:
+    """A prompt as the text that a completion follows: by the tokenizer's chat template, with the assistant's turn opened.
+
+    | case | result |
+    |---|---|
+    | no chat template (a base model) | the messages, each with a newline behind it |
+    | empty message | what the template makes of it; without one, a newline |
+    """
+    if not tokenizer.chat_template:
+        return "".join(f"{content}\n" for _, content in prompt)
+    messages = [{"role": role, "content": content} for role, content in prompt]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def _list(value: Any) -> Sequence[Any]:

@@ -55,7 +55,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, path: str | Path, say: Callable[[str], None] = lambda _: None) -> RewardModel:
-        """Load a folder written by ``save_reward_model``.
+        """Load a folder that holds ``reward_model_files``.
 
         Raises:
             RewardModelError: not such a folder, another format, or broken weights.
@@ -86,18 +86,15 @@ def head_scores(projected: Array, weight: npt.NDArray[np.floating]) -> npt.NDArr
     return projected.astype(np.float64) @ weight.astype(np.float64).reshape(-1)
 
 
-def save_reward_model(
-    folder: Path, features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
-) -> None:
-    """Write ``reward_head.safetensors`` and ``reward_config.json`` into an existing folder."""
-    safetensors.numpy.save_file(
-        {
-            "mean": projection.mean,
-            "std": projection.std,
-            "components": np.ascontiguousarray(projection.components),
-            "score.weight": weight.astype(np.float32).reshape(1, -1),
-        },
-        folder / WEIGHTS,
-    )
+def reward_model_files(
+    features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
+) -> dict[str, bytes]:
+    """The files of a released reward model, name -> content. The caller writes them: it knows how to make them durable."""
+    tensors = {
+        "mean": projection.mean,
+        "std": projection.std,
+        "components": np.ascontiguousarray(projection.components),
+        "score.weight": weight.astype(np.float32).reshape(1, -1),
+    }
     config = {"format": FORMAT, "features": asdict(features)}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return {WEIGHTS: safetensors.numpy.save(tensors), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}

@@ -22,6 +22,11 @@ def test_config_page_is_the_schema() -> None:
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == render()
 
 
+def test_every_key_says_what_it_means() -> None:
+    silent = [row.split("`")[1] for row in render().splitlines() if row.endswith("|  |")]
+    assert [key for key in silent if not key.startswith("privacy.")] == []  # that block is being rewritten
+
+
 @pytest.mark.parametrize("verb", sorted(set(re.findall(r"`fedpref (\w+)", README))))
 def test_every_verb_in_the_readme_exists(verb: str) -> None:
     done = subprocess.run(

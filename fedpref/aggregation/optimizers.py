@@ -10,12 +10,21 @@ import numpy.typing as npt
 import torch
 
 from fedpref.config import RewardConfig
+from privacy.errors import ParameterError
 
 Vector = npt.NDArray[np.float64]
 
 
 class ServerOptimizer:
-    """Holds the parameters, the moments of ``torch.optim``, and the mean of the late iterates."""
+    """Holds the parameters, the moments of ``torch.optim``, and the mean of the late iterates.
+
+    | case | result |
+    |---|---|
+    | no step yet | zeros, released as they are |
+    | one step | the mean is that iterate if ``average_from`` is 0, else the last iterate stands for it |
+    | a zero pseudo-gradient (nobody sampled, no noise) | a step all the same: momentum goes on |
+    | NaN or inf in a pseudo-gradient | refused: no honest release has them, and they would stay for ever |
+    """
 
     def __init__(self, config: RewardConfig, dimension: int, num_rounds: int) -> None:
         """Start at zero."""
@@ -36,7 +45,17 @@ class ServerOptimizer:
         return np.array((self._total / self._counted).numpy()) if self._counted else self.parameters
 
     def step(self, pseudo_gradient: Vector) -> None:
-        """One step against the pseudo-gradient, flat fp64 [d]."""
+        """One step against the pseudo-gradient, flat fp64 [d].
+
+        Raises:
+            ParameterError: it is not finite; the state is untouched.
+        """
+        if not np.isfinite(pseudo_gradient).all():
+            raise ParameterError(
+                "A pseudo-gradient is not finite.",
+                "Every later round would inherit it.",
+                "Look at the release of this round; clipped and noised sums are finite.",
+            )
         self._parameter.grad = torch.from_numpy(pseudo_gradient.copy())
         self._optimizer.step()
         self._steps += 1
@@ -68,7 +87,8 @@ class ServerOptimizer:
 
 def _torch_optimizer(config: RewardConfig, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
     if config.optim == "sgd":
-        return torch.optim.SGD([parameter], lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.SGD([parameter], lr=config.learning_rate, momentum=config.momentum or 0.0)
     if config.optim == "adam":
-        return torch.optim.Adam([parameter], lr=config.learning_rate, betas=(config.momentum, 0.99))
+        betas = (config.adam_beta1 or 0.0, config.adam_beta2 or 0.0)  # the schema has filled them in
+        return torch.optim.Adam([parameter], lr=config.learning_rate, betas=betas)
     return torch.optim.Adagrad([parameter], lr=config.learning_rate)

@@ -20,9 +20,8 @@ class RoundRequest:
 
 @dataclass(frozen=True)
 class Failure:
-    """No usable reply from a client, by the channel's own account."""
+    """No usable reply from a client, by the channel's own account; its place in the replies says from which."""
 
-    client: int
     why: str
 
 

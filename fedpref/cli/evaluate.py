@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +20,8 @@ def evaluate(
     from fedpref.cli.run import evaluation_line
     from fedpref.cli.terminal import make_display
 
-    display = make_display()
-    try:
+    with closing(make_display()) as display:
         figures = Run(run).evaluate(data, display)
-    finally:
-        display.close()
     if as_json:
         typer.echo(json.dumps(figures))
         return

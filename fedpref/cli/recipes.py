@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedpref.errors import RecipeError
+from fedpref.errors import DestinationError
 
 app = typer.Typer(help="List, show and copy the shipped recipes.", no_args_is_help=True)
 
@@ -37,12 +36,13 @@ def copy(
     destination: Annotated[Path | None, typer.Argument(help="File or folder; default: here.")] = None,
 ) -> None:
     """Copy a recipe, to be edited."""
+    from fedpref.journal import write_durably
     from fedpref.recipes import find_recipe
 
     source = find_recipe(name)
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target
     if target.exists():
-        raise RecipeError(f"{target} exists.", "A copy would overwrite it.", "Give another destination.")
-    shutil.copyfile(source, target)
+        raise DestinationError(f"{target} exists.", "A copy would overwrite it.", "Give another destination.")
+    write_durably(target, source.read_bytes())
     typer.echo(f"{target}\nnext: fedpref plan {target}")

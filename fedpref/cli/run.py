@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -27,15 +28,12 @@ def run(
 
     for line in plan_lines(make_plan(loaded)):
         typer.echo(line, err=True)
-    display = make_display()
     try:
-        finished = run_recipe(loaded, resume=resume, display=display)
+        with closing(make_display()) as display:
+            finished = run_recipe(loaded, resume=resume, display=display)
     except KeyboardInterrupt:
-        display.close()
         typer.echo(f"interrupted; go on with: fedpref run {loaded.output_dir}/recipe.yaml --resume", err=True)
         raise typer.Exit(130) from None
-    finally:
-        display.close()
     typer.echo(f"\n{finished.report().summary}\n")
     for name, block in finished.evaluation.items():
         typer.echo(evaluation_line(name, block))

@@ -12,6 +12,7 @@ import yaml
 from fedpref.data.reading import read_dataset
 from fedpref.data.spec import find_dataset
 from fedpref.display import Display
+from fedpref.journal import write_durably
 from policy.rollout import sample_completions
 from reward.backbone import load_backbone
 
@@ -32,6 +33,10 @@ def complete_prompts(
 
     Only prompts and topics are read; they must be public, which ``reason`` says. Every second completion is cut at a
     random length, so that the projection sees lengths as varied as people's texts.
+
+    Raises:
+        DatasetError, ModelNotFoundError: nothing of that name.
+        DiskError: the disk refused; every file is whole or not there.
     """
     spec = find_dataset(data)
     prompts: dict[str, str] = {}
@@ -56,7 +61,9 @@ def complete_prompts(
         }
         for c in conversations
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out, compression="zstd")
+    content = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), content, compression="zstd")
+    write_durably(out, content.getvalue().to_pybytes())
     description = {
         "name": out.stem,
         "description": f"{len(rows)} completions of the prompts of {spec.name}, sampled from {model} at temperature 1.",
@@ -70,5 +77,5 @@ def complete_prompts(
         "facts": {"texts": len(rows)},
     }
     described = out.with_suffix(".yaml")
-    described.write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_durably(described, yaml.safe_dump(description, sort_keys=False, allow_unicode=True).encode())
     return described

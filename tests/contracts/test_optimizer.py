@@ -13,6 +13,7 @@ import torch
 from fedpref.aggregation.optimizers import ServerOptimizer
 from fedpref.config import RewardConfig
 from fedpref.journal import Checkpoints
+from privacy.errors import ParameterError
 
 D, ROUNDS = 7, 12
 GRADIENTS = np.random.default_rng(0).normal(size=(ROUNDS, D))
@@ -76,6 +77,24 @@ class OptimizerContract(ABC):
             optimizer.step(GRADIENTS[1])
         assert np.array_equal(ours.parameters, other.parameters)
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_what_is_not_finite_is_refused_and_changes_nothing(self, bad: float) -> None:
+        ours = self.make()
+        ours.step(GRADIENTS[0])
+        before = {k: v.tobytes() for k, v in ours.state().items()}
+        with pytest.raises(ParameterError, match="not finite"):
+            ours.step(np.where(np.arange(D) == 2, bad, GRADIENTS[1]))
+        assert {k: v.tobytes() for k, v in ours.state().items()} == before
+
+    def test_the_edges_of_the_mean_and_of_a_zero_gradient(self) -> None:
+        ours = self.make()
+        assert np.array_equal(ours.parameters, np.zeros(D))
+        assert np.array_equal(ours.averaged, np.zeros(D))
+        ours.step(GRADIENTS[0])
+        assert np.array_equal(ours.averaged, ours.parameters)  # one early step: the last iterate
+        ours.step(np.zeros(D))
+        assert np.isfinite(ours.parameters).all()
+
     def test_every_figure_of_a_state_is_a_64_bit_float(self) -> None:
         ours = self.make()
         ours.step(GRADIENTS[0])
@@ -100,10 +119,18 @@ class TestSgdWithoutMomentum(OptimizerContract):
 
 class TestAdam(OptimizerContract):
     def config(self) -> RewardConfig:
-        return RewardConfig(public_data="p", optim="adam", learning_rate=0.05, momentum=0.9)
+        return RewardConfig(public_data="p", optim="adam", learning_rate=0.05)
 
     def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
         return torch.optim.Adam([parameter], lr=0.05, betas=(0.9, 0.99))
+
+
+class TestAdamWithOtherBetas(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="adam", learning_rate=0.05, adam_beta1=0.0, adam_beta2=0.999)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.Adam([parameter], lr=0.05, betas=(0.0, 0.999))
 
 
 class TestAdagrad(OptimizerContract):

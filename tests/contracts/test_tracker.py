@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from abc import ABC, abstractmethod
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,21 @@ class TrackerContract(ABC):
     ) -> None:
         (tmp_path / "cwd").mkdir()
         monkeypatch.chdir(tmp_path / "cwd")
-        trackers = Trackers([self.make(tmp_path)])
-        for number in range(1, ROUNDS + 1):
-            trackers.log(figures(number))
-        trackers.close()
+        with closing(self.make(tmp_path)) as tracker:
+            for number in range(1, ROUNDS + 1):
+                Trackers([tracker]).log(figures(number))
         self.check(tmp_path)
         assert list((tmp_path / "cwd").iterdir()) == []
 
     def test_a_round_without_a_finite_epsilon_is_fine(self, tmp_path: Path) -> None:
         some = {k: v for k, v in figures(1).items() if k not in {"epsilon_reader", "target_epsilon"}}
-        trackers = Trackers([self.make(tmp_path)])
-        trackers.log(some)
-        trackers.close()
+        with closing(self.make(tmp_path)) as tracker:
+            Trackers([tracker]).log(some)
 
     def test_it_does_not_change_what_it_is_given(self, tmp_path: Path) -> None:
         given = figures(1)
-        trackers = Trackers([self.make(tmp_path)])
-        trackers.log(given)
-        trackers.close()
+        with closing(self.make(tmp_path)) as tracker:
+            Trackers([tracker]).log(given)
         assert given == figures(1)
 
 

@@ -89,6 +89,7 @@ def test_recipes_copy_copies_and_never_overwrites(tmp_path: Path, monkeypatch: p
         # The name finds the local file first, so the shipped one is named by its folder.
         spoken = speak("recipes", "copy", "recipes/quickstart", *destination)
         assert spoken.code == 1
+        assert spoken.err.startswith("error[FP504] ")
         assert "exists" in spoken.err
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
     assert "next: fedpref plan other.yaml" in speak("recipes", "copy", "recipes/quickstart", "other.yaml").out
@@ -131,6 +132,21 @@ def test_errors_say_what_why_and_what_to_do(arguments: tuple[str, ...], code: st
     assert says in spoken.err
     assert "Traceback" not in spoken.err
     assert spoken.out == ""
+
+
+def test_a_python_that_is_too_old_is_told_before_anything_is_imported_that_it_cannot_read() -> None:
+    """What it does import must be readable for it: no syntax and no names of the standard library newer than 3.10."""
+    code = (
+        "import sys; sys.version_info = (3, 10, 13, 'final', 0)\n"
+        "before = set(sys.modules)\n"
+        "try:\n    import fedpref.__main__; fedpref.__main__.main()\n"
+        "except SystemExit as end:\n    print(end.code, sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("error[FP601] Python 3.10.13 is too old.\n  why: ")
+    assert "\n  fix: " in done.stderr
+    ours = ["fedpref", "fedpref.__main__", "fedpref.errors", "fedpref.version", "privacy", "privacy.errors"]
+    assert done.stdout.strip() == f"1 {[*ours, 'reward', 'reward.errors']}"
 
 
 def test_errors_are_json_where_json_was_asked_for() -> None:

@@ -67,6 +67,20 @@ def test_no_answer_that_a_person_voted_on_is_in_it(completed: Path) -> None:
     assert set(table.column_names) == {"prompt", "completion", "topic"}
 
 
+@pytest.mark.parametrize("file", ["x.parquet", "x.yaml"])
+def test_a_full_disk_is_coded_and_leaves_no_half_file(
+    completed: Path, tiny_model: Path, tmp_path: Path, file: str
+) -> None:
+    scratch = tmp_path / f".{file}.part"
+    scratch.symlink_to("/dev/full")
+    out, data, options = str(tmp_path / "x.parquet"), str(completed / "votes.yaml"), ("--num-generations", "1")
+    short = ("--max-completion-length", "9", "--dtype", "float32", "--model", str(tiny_model), "--reason", "r")
+    spoken = speak("data", "complete", data, "--out", out, *options, *short)
+    assert spoken.code == 1
+    assert f"error[FP502] {file} could not be written." in spoken.err
+    assert not (tmp_path / file).exists()
+
+
 def test_a_model_that_is_not_there_is_coded_and_writes_nothing(finished: FinishedRun, tmp_path: Path) -> None:
     data = finished.path.parent / "votes.yaml"
     spoken = speak(

@@ -95,6 +95,10 @@ def test_every_problem_of_a_recipe_is_named_at_once(tmp_path: Path) -> None:
         ({"federation__partition__num_clients": None}, "needs partition.num_clients"),
         ({"federation__num_rounds": 0}, "federation.num_rounds"),
         ({"datasets": []}, "datasets"),
+        ({"reward__optim": "adagrad", "reward__momentum": 0.9}, "reward.momentum does nothing under optim: adagrad"),
+        ({"reward__optim": "adam", "reward__momentum": 0.5}, "reward.momentum does nothing under optim: adam"),
+        ({"reward__adam_beta2": 0.9}, "reward.adam_beta2 does nothing under optim: sgd"),
+        ({"reward__optim": ["sgd"]}, "reward.optim"),
         ({"report_to": ["tensorboard"]}, "report_to"),
     ],
 )
@@ -116,6 +120,19 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     assert read_recipe(resolved) == recipe
     for key in all_keys(type(recipe)):  # every default is written out
         assert key.split(".")[-1] + ":" in resolved.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("optim", "settings"),
+    [("sgd", (0.9, None, None)), ("adam", (None, 0.9, 0.99)), ("adagrad", (None, None, None))],
+)
+def test_an_optimisers_settings_are_filled_in_and_survive_a_file(
+    tmp_path: Path, optim: str, settings: tuple[float | None, ...]
+) -> None:
+    recipe = make_recipe(tmp_path, reward__optim=optim)
+    assert (recipe.reward.momentum, recipe.reward.adam_beta1, recipe.reward.adam_beta2) == settings
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "resolved.yaml") == recipe
 
 
 def test_overrides_reach_nested_keys_and_are_checked(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-import fedpref
+import fedpref.api
 from fedpref.config import Recipe
 from fedpref.errors import DiskError, RunFolderError
 from fedpref.folder import RunFolder
@@ -24,6 +24,7 @@ from fedpref.tracking import JsonlTracker
 from privacy.errors import CodedError, LedgerWriteError
 from privacy.ledger import read_ledger
 from privacy.report import verify
+from tests.fedpref.conftest import speak
 from tests.tiny import make_recipe, train
 
 SEEDED: dict[str, Any] = {"privacy__rng": "seeded", "federation__num_rounds": 3}
@@ -62,6 +63,16 @@ def test_a_wide_umask_does_not_open_the_nodes_folder(tmp_path: Path) -> None:
         os.umask(old)
     assert stat.S_IMODE((folder.path / "nodes").stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.node.stat().st_mode) == 0o700
+
+
+def test_a_resumed_run_closes_a_nodes_folder_that_somebody_opened(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    nodes = begin(recipe).path / "nodes"
+    for folder in (nodes, nodes / "local"):
+        folder.chmod(0o755)
+    begin(recipe, resume=True)
+    assert stat.S_IMODE(nodes.stat().st_mode) == 0o700
+    assert stat.S_IMODE((nodes / "local").stat().st_mode) == 0o700
 
 
 def test_an_empty_or_missing_folder_is_begun_with_and_without_resume(tmp_path: Path) -> None:
@@ -136,6 +147,16 @@ def test_a_path_that_is_no_run_is_coded(tmp_path: Path) -> None:
             fedpref.Run(path)
 
 
+def test_an_unfinished_run_has_no_evaluation_and_says_so(tmp_path: Path) -> None:
+    run = fedpref.Run(begin(make_recipe(tmp_path)).path)
+    for content in (None, "{"):
+        if content:
+            (run.path / "evaluation.json").write_text(content)
+        with pytest.raises(RunFolderError, match="has no evaluation") as caught:
+            _ = run.evaluation
+        assert "--resume" in caught.value.fix
+
+
 # A full disk. Writing to /dev/full gives the operating system's own ENOSPC.
 
 
@@ -187,6 +208,53 @@ def test_a_full_disk_at_the_metrics_is_coded_and_resumable(tmp_path: Path) -> No
         train(recipe, resume=True, trackers=[JsonlTracker(metrics)])
     assert caught.value.code == "FP502"
     resumes(recipe)
+
+
+RELEASED = ("reward_head.safetensors", "reward_config.json", "README.md")
+WRITTEN_ONCE = [  # in the order of a run
+    "plan.json",
+    "nodes/local/features.safetensors",
+    *(f"release/reward/{name}" for name in RELEASED),
+    "evaluation.json",
+    "report.json",
+    "report.txt",
+    "release/manifest.json",
+]
+
+
+def test_a_full_disk_at_any_file_of_a_run_is_coded_leaves_it_whole_or_absent_and_is_resumable(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    recipe = make_recipe(tmp_path, tiny_model, **SEEDED)
+    run = begin(recipe).path
+    (run / "release/reward").mkdir(parents=True)
+    for name in WRITTEN_ONCE:
+        path = run / name
+        with full_at(path.with_name(f".{path.name}.part")), pytest.raises(DiskError, match="No space left") as caught:
+            fedpref.api.run(recipe, resume=True)
+        assert caught.value.what.startswith(path.name)
+        assert not path.exists()
+        assert fedpref.Run(run).status["status"] == "started"
+    assert fedpref.api.run(recipe, resume=True).status["status"] == "finished"
+    assert verify(run).ok
+    assert all((run / name).exists() for name in WRITTEN_ONCE)
+
+
+@pytest.mark.parametrize("folder", ["release", "checkpoints"])
+def test_a_folder_that_cannot_be_made_is_coded(tmp_path: Path, tiny_model: Path, folder: str) -> None:
+    recipe = make_recipe(tmp_path, tiny_model, **SEEDED)
+    (begin(recipe).path / folder).write_text("in the way")
+    with pytest.raises(DiskError, match="could not be written") as caught:
+        fedpref.api.run(recipe, resume=True)
+    assert caught.value.code == "FP502"
+
+
+def test_a_full_disk_at_a_copied_recipe_is_coded(tmp_path: Path) -> None:
+    with full_at(tmp_path / ".mine.yaml.part"):
+        spoken = speak("recipes", "copy", "quickstart", str(tmp_path / "mine.yaml"))
+    assert spoken.code == 1
+    assert spoken.err.startswith("error[FP502] mine.yaml could not be written.")
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize("call", range(2, 10))

@@ -78,7 +78,7 @@ MALFORMED = {
     "infinity": entrusted(1, float("inf")),
     "another bound": entrusted(1, bound=2 * CLIP),
     "a bound that is no number": entrusted(1, bound=float("nan")),
-    "no answer": Failure(1, "deadline passed"),
+    "no answer": Failure("deadline passed"),
 }
 
 
@@ -97,7 +97,7 @@ def test_a_malformed_message_is_left_out_and_named_and_the_round_goes_on(reply: 
 def test_a_round_without_a_usable_message_stops_coded() -> None:
     said: list[str] = []
     with pytest.raises(NoDataError, match="no client sent a usable message") as caught:
-        server(said).release([b"", Failure(1, "gone"), entrusted(0)], reservation())
+        server(said).release([b"", Failure("gone"), entrusted(0)], reservation())
     assert caught.value.code == "FP205"
     assert len(said) == 3
 

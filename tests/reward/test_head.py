@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
+from reward.errors import PublicDataError
 from reward.evaluate import pair_correct
-from reward.head import PublicDataError, PublicProjection, RewardHead, bradley_terry_objective, set_weight
+from reward.head import PublicProjection, RewardHead, bradley_terry_objective, set_weight
 from reward.losses import bradley_terry
 from reward.pairs import FeaturePairs
 
@@ -189,3 +190,20 @@ def test_the_loss_is_positive_and_falls_with_the_margin(margins: list[float]) ->
     losses = bradley_terry(ordered, torch.zeros_like(ordered))
     assert (losses >= 0).all()
     assert (losses.diff() <= 1e-12).all()
+
+
+def test_the_edges_of_a_projection() -> None:
+    public = np.random.default_rng(3).normal(size=(40, HIDDEN)).astype(np.float32)
+    public[:, 2] = 5.0  # never varies in public text
+    projection = PublicProjection.fit(public, D)
+    assert projection(np.zeros((0, HIDDEN), np.float32)).shape == (0, D)
+    np.testing.assert_array_equal(projection(projection.mean[None]), np.zeros((1, D), np.float32))
+    varies = projection.mean.copy()
+    varies[2] += 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert np.isfinite(projection(varies[None])).all()
+        for bad in (np.nan, np.inf):
+            row = projection.mean.copy()
+            row[0] = bad
+            assert not np.isfinite(projection(np.stack([row, projection.mean]))[0]).any()
+            assert np.isfinite(projection(np.stack([row, projection.mean]))[1]).all()

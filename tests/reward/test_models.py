@@ -257,6 +257,14 @@ def test_an_embedded_model_that_does_not_exist_is_coded(cache: Path) -> None:
     assert caught.value.code == "FP302"
 
 
+def test_a_cache_folder_that_cannot_be_made_is_coded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FEDPREF_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelFetchError, match="cannot be stored") as caught:
+        ensure_model(EMBEDDED)
+    assert "FEDPREF_CACHE" in caught.value.fix
+
+
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEDPREF_CACHE", str(tmp_path / "a"))
     assert cache_folder() == tmp_path / "a"

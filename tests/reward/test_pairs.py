@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from reward.pairs import Conversation, ConversationError, as_conversation
+from reward.errors import ConversationError
+from reward.pairs import Conversation, as_conversation, render
 
 WHY = [{"role": "user", "content": "Why?"}]
 
@@ -47,3 +48,21 @@ def test_an_error_never_quotes_the_text() -> None:
     with pytest.raises(ConversationError) as caught:
         as_conversation("Why?", [{"role": "assistant", "content": "Zebra"}] * 2)
     assert "Zebra" not in str(caught.value)
+
+
+class Template:
+    """A tokenizer, as far as rendering needs one."""
+
+    def __init__(self, chat_template: str | None) -> None:
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
+        assert options == {"add_generation_prompt": True, "tokenize": False}
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+def test_a_prompt_is_rendered_by_the_template_and_without_one_as_plain_lines() -> None:
+    prompt = (("system", "Be brief."), ("user", "Why?"))
+    assert render(Template("some"), prompt) == "<system>Be brief.<user>Why?<assistant>"
+    assert render(Template(None), prompt) == "Be brief.\nWhy?\n"
+    assert render(Template(None), (("user", ""),)) == "\n"

@@ -13,11 +13,11 @@ import pytest
 import safetensors.numpy
 
 import reward
-from reward.errors import ModelNotFoundError, RewardModelError
+from reward.errors import ConversationError, ModelNotFoundError, RewardModelError
 from reward.features import FeatureConfig, FeatureExtractor
 from reward.head import PublicProjection
-from reward.pairs import Conversation, ConversationError
-from reward.scorer import CONFIG, WEIGHTS, RewardModel, head_scores, save_reward_model
+from reward.pairs import Conversation
+from reward.scorer import CONFIG, WEIGHTS, RewardModel, head_scores, reward_model_files
 
 D = 6
 PROMPTS = ["Why?", "Why?", "Say something."]
@@ -37,7 +37,8 @@ def folder(
     tmp_path_factory: pytest.TempPathFactory, fitted: tuple[FeatureConfig, PublicProjection, npt.NDArray[np.float64]]
 ) -> Path:
     path = tmp_path_factory.mktemp("reward")
-    save_reward_model(path, *fitted)
+    for name, content in reward_model_files(*fitted).items():
+        (path / name).write_bytes(content)
     return path
 
 
