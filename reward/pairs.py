@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reward.errors import RewardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ConversationError(RewardError):
