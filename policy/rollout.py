@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reward.backbone import Backbone
 from reward.errors import PromptError
-from reward.pairs import Conversation, as_conversation
+from reward.pairs import Conversation, as_conversation, render
 
 Messages = list[dict[str, str]]
 
@@ -52,14 +52,11 @@ def prompt_tokens(backbone: Backbone, prompt: Any, max_completion_length: int) -
     Raises:
         PromptError: empty, or too long for the model's context with the completion that is asked for.
     """
-    tokenizer, messages = backbone.tokenizer, as_messages(prompt)
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    else:
-        text = "\n".join(m["content"] for m in messages) + "\n"
-    if not "".join(m["content"] for m in messages).strip():
+    messages = as_conversation(prompt, "").prompt
+    if not "".join(content for _, content in messages).strip():
         raise PromptError("A prompt is empty.", "It has no text.", "Leave it out of the data set.")
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    text = render(backbone.tokenizer, messages)
+    ids: list[int] = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     context = int(backbone.model.config.max_position_embeddings)
     if len(ids) + max_completion_length > context:
         raise PromptError(

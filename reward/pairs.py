@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reward.errors import ConversationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Conversation", "ConversationError", "FeaturePairs", "as_conversation", "render"]
 

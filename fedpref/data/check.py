@@ -127,8 +127,7 @@ class _Tally:
             result |= self._pairs(user, digests, lengths, blank, users)
         else:
             key = digests.get("completion", digests.get("prompt", np.zeros(0, np.int64)))
-            _, counts = np.unique(np.stack([user, key]), axis=1, return_counts=True)
-            result["duplicates"] = int((counts - 1).sum())
+            result["duplicates"] = len(key) - len(np.unique(_combined(user, key)))
         return result
 
     def _pairs(
@@ -144,15 +143,16 @@ class _Tally:
         chosen, rejected = digests.get("chosen", empty), digests.get("rejected", empty)
         tie = ~blank & (chosen == rejected)
         left = np.flatnonzero(~blank & ~tie)
-        votes = np.stack([user[left], chosen[left], rejected[left]])
-        distinct, first = np.unique(votes, axis=1, return_index=True)
-        both = _rows_in(distinct[[0, 2, 1]], distinct)
-        usable = left[np.sort(first[~both])]
+        votes = _combined(user[left], chosen[left], rejected[left])
+        _, first = np.unique(votes, return_index=True)
+        kept = left[np.sort(first)]
+        both = np.isin(_combined(user[kept], rejected[kept], chosen[kept]), votes)
+        usable = kept[~both]
         longer = lengths["chosen"][usable] > lengths["rejected"][usable] if len(usable) else np.zeros(0)
         per_user = np.bincount(user[usable], minlength=len(self._numbers))
         result: dict[str, Any] = {
             "ties": int(tie.sum()),
-            "duplicates": len(left) - distinct.shape[1],
+            "duplicates": len(left) - len(kept),
             "contradictions": int(both.sum()),
             "usable_pairs": len(usable),
             "chosen_is_longer": round(float(longer.mean()), 4) if len(usable) else None,
@@ -195,8 +195,13 @@ def _joined(parts: list[Ints]) -> Ints:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _rows_in(wanted: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which columns of ``wanted`` [k, n] are columns of ``table`` [k, n]."""
-    kind = np.dtype([(f"f{i}", np.int64) for i in range(len(wanted))])
-    as_records = [np.ascontiguousarray(part.T).view(kind).ravel() for part in (wanted, table)]
-    return np.isin(as_records[0], as_records[1])
+_ODD = (-7046029254386353131, -4417276706812531889, 1609587929392839161)  # the multipliers of xxHash64
+
+
+def _combined(*columns: Ints) -> Ints:
+    """One number per row: a linear hash of the row's numbers modulo 2^64. Of 10^6 rows two collide with a chance of 3e-8."""
+    with np.errstate(over="ignore"):
+        total = np.zeros(len(columns[0]), dtype=np.int64)
+        for column, factor in zip(columns, _ODD, strict=False):
+            total += column * np.int64(factor)
+    return total

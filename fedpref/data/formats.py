@@ -102,12 +102,13 @@ def map_columns(spec: DatasetSpec, columns: list[str], name: str) -> dict[str, s
     missing |= {"prompt": "null"} if "prompt" in needed and fields.prompt is None else {}
     missing |= {f"where.{column}": column for column in spec.where if column not in columns}
     if missing:
-        near = {c: n[0] for c in missing.values() if (n := difflib.get_close_matches(c, columns, n=1, cutoff=0.6))}
+        # The first line of a CSV file may be no header but somebody's text: it is only shown if it has a known name in it.
+        shown = columns if not name.endswith(".csv") or set(columns) & set(wanted.values()) else []
+        near = {c: n[0] for c in missing.values() if (n := difflib.get_close_matches(c, shown, n=1, cutoff=0.6))}
         hint = "".join(f" Did you mean {near[c]!r} for {c!r}?" for c in near)
-        listed = f"It has {', '.join(columns[:30])}."
         raise DatasetError(
             f"{name}: has no {', '.join(f'{key} (column {column!r})' for key, column in missing.items())}.",
-            f"A CSV file needs a header line; it has {', '.join(columns[:30])}." if name.endswith(".csv") else listed,
+            f"It has {', '.join(shown[:30])}." if shown else "A CSV file needs a header line with the columns' names.",
             f"Map the columns under `fields` in the data set's YAML, or let `fedpref data map` do it.{hint}",
         )
     return wanted

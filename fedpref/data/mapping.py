@@ -68,7 +68,7 @@ def describe_file(path: Path, fields: Mapping[str, str]) -> tuple[DatasetSpec, l
     if wrong:
         raise DatasetError(
             f"{path.name}: {wrong[0]} fits nothing.",
-            f"Fields are {', '.join(SYNONYMS)}; columns are {', '.join(columns[:30])}.",
+            f"Fields are {', '.join(SYNONYMS)}; columns are those of the file's first line or schema.",
             "Give --field FIELD=COLUMN.",
         )
     spec = guess_spec(path.stem, columns, sample, fields).model_copy(update={"source": str(path.resolve())})
@@ -91,8 +91,9 @@ def guess_spec(
             found |= {field: column} if column else {}
     shape = _format_of(found)
     if shape is None:
+        shown = f": {', '.join(columns[:30])}" if found else " (a CSV file needs a header line)"  # else perhaps a text
         raise DatasetError(
-            f"{name}: no format fits its columns {', '.join(columns[:30])}.",
+            f"{name}: no format fits its columns{shown}.",
             "Pairs need chosen and rejected; ratings need prompt, completion and rating; prompts need prompt.",
             "Say what holds what: fedpref data map FILE --field chosen=COLUMN --field rejected=COLUMN.",
         )

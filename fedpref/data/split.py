@@ -50,7 +50,7 @@ def split_preferences(data: Preferences, config: EvaluationConfig) -> Split:
         raise NoDataError(
             f"No records of the unseen topic {missing[0]!r}.",  # a word of the recipe; those of the data are private
             "evaluation.unseen_topics must be values of the data's topic column.",
-            f"It has {len(np.unique(data.topic))} other values; `fedpref data check` lists them on the terminal of who holds the data.",
+            f"It has {len(np.unique(data.topic))} other values; `fedpref data check` lists them on the holder's terminal.",
         )
     evaluation, unseen = is_evaluation_user(data.user, config), np.isin(data.topic, config.unseen_topics)
     return Split(

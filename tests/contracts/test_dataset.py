@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ class DatasetContract(ABC):
         assert "planted-margin" not in str(data.to_list())
         assert "planted-margin" not in repr(check_records(data)[0])
 
+    def test_labelled_answers_and_prompts_are_data_sets_too(self, tmp_path: Path) -> None:
+        rows = [
+            {
+                "prompt": f"Why {i}?",
+                "completion": f"because {i}",
+                "label": i % 2 == 0,
+                "user_id": "anna",
+                "final": f"#### {i}",
+            }
+            for i in range(5)
+        ]
+        labelled = self.read(tmp_path, rows, format="unpaired_preference")
+        assert set(labelled.column_names) == {"prompt", "completion", "label", "user_id", "topic", "client"}
+        assert labelled["label"][:] == [True, False, True, False, True]
+        assert labelled[1]["completion"] == [{"role": "assistant", "content": "because 1"}]
+        prompts = self.read(tmp_path, rows, format="prompt_only", fields={"answer": "final"}, answer_after="####")
+        assert set(prompts.column_names) == {"prompt", "answer", "user_id", "topic", "client"}
+        assert prompts["answer"][:] == ["0", "1", "2", "3", "4"]
+        assert labelled.cache_files == prompts.cache_files == []
+
 
 class TestJsonl(DatasetContract):
     suffix = ".jsonl"
@@ -122,6 +143,15 @@ class TestCsv(DatasetContract):
         (tmp_path / "d.csv").write_bytes((tmp_path / "d.csv").read_bytes()[:-3])
         with pytest.raises(DigestError):
             read_dataset(find_dataset(str(tmp_path / "d.yaml")), need_user=True)
+
+
+class TestJson(DatasetContract):
+    """One array of objects."""
+
+    suffix = ".json"
+
+    def write(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 class TestParquet(DatasetContract):
