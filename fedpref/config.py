@@ -188,6 +188,8 @@ class PolicyConfig(Block):
     """`linear` falls to 0."""
     weight_decay: NonNegative = 0.0
     """Of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Of the adapter's gradient, for stability alone; privacy's is privacy.max_grad_norm."""
     lora_r: Annotated[int, Field(ge=1)] = 16
     """Rank of the adapter."""
     lora_alpha: Annotated[int, Field(ge=1)] = 32

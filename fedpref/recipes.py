@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedpref.config import Recipe
 from fedpref.errors import RecipeError, RecipeNotFoundError
+from fedpref.trl_keys import from_trl
 
 
 def recipes_folder() -> Path:
@@ -92,7 +93,8 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
 
 
 def validate_recipe(tree: Mapping[str, Any], name: str) -> Recipe:
-    """A mapping -> a recipe, every problem named at once."""
+    """A mapping -> a recipe, every problem named at once; TRL's flat keys that mean the same are taken."""
+    tree = from_trl(tree, frozenset(Recipe.model_fields))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
