@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpref.config import Recipe
+from fedpref.data.spec import find_dataset
 from fedpref.display import Display
 from fedpref.errors import RunFolderError
 from fedpref.folder import RunFolder
+from fedpref.journal import write_durably
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
+from fedpref.tracking import open_trackers
 from privacy.report import Report, build_report, render_text
 
 if TYPE_CHECKING:
@@ -58,7 +61,6 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
     """
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
-    from fedpref.tracking import open_trackers
     from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
 
@@ -125,7 +127,6 @@ def _finish(  # noqa: PLR0917 - one caller, right above
     evaluation: dict[str, Any],
 ) -> None:
     """Release, evaluation, report, manifest; the status says `finished` last."""
-    from fedpref.data.spec import find_dataset
     from fedpref.release import write_manifest, write_model_card, write_reward_model
 
     recipe = the_plan.recipe
@@ -142,8 +143,6 @@ def _finish(  # noqa: PLR0917 - one caller, right above
 
 
 def _write(path: Path, text: str) -> None:
-    from fedpref.journal import write_durably
-
     write_durably(path, text.encode())
 
 
@@ -207,7 +206,6 @@ class Run:
         """
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
-        from fedpref.data.spec import find_dataset
         from fedpref.evaluation import evaluate
         from fedpref.training_feedback import load_all_feedback, without_training_feedback
 
