@@ -34,7 +34,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed ## install, train, release, report
-	@if [ -f $(RUN)/run.json ]; then $(BIN)/fedpref run recipes/quickstart.yaml --resume || $(BIN)/fedpref report $(RUN); \
+	@if grep -qs '"status": "finished"' $(RUN)/run.json; then $(BIN)/fedpref report $(RUN); \
+	 elif [ -f $(RUN)/run.json ]; then $(BIN)/fedpref run recipes/quickstart.yaml --resume; \
 	 else $(BIN)/fedpref run recipes/quickstart.yaml; fi
 
 test: lint types contracts unit ## lint, types, import contracts, unit tests

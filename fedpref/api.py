@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpref.config import Recipe
+from fedpref.data.spec import find_dataset
 from fedpref.display import Display
 from fedpref.errors import RunFolderError
 from fedpref.folder import RunFolder
+from fedpref.journal import write_durably
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
+from fedpref.tracking import open_trackers
 from privacy.report import Report, build_report, render_text
 
 if TYPE_CHECKING:
@@ -79,8 +82,6 @@ def run(
     from fedpref.data.loading import load_federated
     from fedpref.policy_stage import check_policy, run_policy_stage
     from fedpref.release import write_manifest
-    from fedpref.tracking import open_trackers
-    from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
     from reward.scorer import RewardModel
 
@@ -145,7 +146,6 @@ def _evaluate_split(
 
 def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: dict[str, Any]) -> None:
     """Reward model, card, evaluation and report."""
-    from fedpref.data.spec import find_dataset
     from fedpref.release import write_model_card, write_reward_model
 
     recipe = the_plan.recipe
@@ -160,8 +160,6 @@ def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: 
 
 
 def _write(path: Path, text: str) -> None:
-    from fedpref.journal import write_durably
-
     write_durably(path, text.encode())
 
 
@@ -240,7 +238,6 @@ class Run:
         from fedpref.data.formats import require
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
-        from fedpref.data.spec import find_dataset
         from fedpref.evaluation import evaluate
         from fedpref.training_feedback import load_all_feedback, without_training_feedback
 

@@ -169,5 +169,13 @@ def _figure(block: dict[str, Any]) -> str:
     between = f", 95 % interval {100 * low_high[0]:.1f} to {100 * low_high[1]:.1f}" if low_high else ""
     return (
         f"reward accuracy {100 * block['reward_accuracy']:.1f} % on {block['pairs']:,} pairs of {block['users']:,} users"
-        f"{between}; longer-is-better {100 * block['longer_is_better']:.1f} %"
+        f"{between}; longer-is-better {100 * block['longer_is_better']:.1f} %{_worst(block)}"
     )
+
+
+def _worst(block: dict[str, Any]) -> str:
+    """The topic on which the model serves people least."""
+    if not block["worst_topic"]:
+        return ""
+    figures = block["topics"][block["worst_topic"]]
+    return f"; worst topic `{block['worst_topic']}`: {100 * figures['reward_accuracy']:.1f} % on {figures['pairs']:,} pairs"

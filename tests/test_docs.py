@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from fedpref.config_docs import render
 from fedpref.data.spec import DatasetSpec
 from fedpref.recipes import find_recipe
+from tests.tiny import write_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,14 +43,21 @@ def test_the_readmes_dataset_description_fits_the_schema() -> None:
     assert DatasetSpec.model_validate(yaml.safe_load(block)).fields.user_id == "person"
 
 
-def test_the_readmes_python_runs_as_far_as_names_go() -> None:
-    import fedpref
-    import reward
-
+def test_the_readmes_python_runs(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, but for a tiny recipe of the same name in the folder it is run in."""
+    privacy = {"target_epsilon": 8.0, "sample_rate": 1.0, "max_grad_norm": 0.5}
+    recipe = write_recipe(tmp_path, tiny_model, privacy=privacy, federation__num_rounds=2)
+    recipe.rename(tmp_path / "quickstart")
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    compile(block, "README", "exec")
-    assert callable(fedpref.load_recipe)
-    assert callable(reward.load)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102 - our own README
+    assert names["run"].recipe.privacy.target_epsilon == 4
+    assert names["run"].path == Path("runs/eps4")
+    assert "is protected" in capsys.readouterr().out
+    assert len(names["model"].score(["Why?"], ["So."])) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,34 @@ def test_make_targets_named_in_the_docs_exist() -> None:
     pages = [README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")]
     for target in {t for page in pages for t in re.findall(r"^make ([a-z-]+)", page, flags=re.MULTILINE)}:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "ends"),
+    [
+        (None, "run recipes/quickstart.yaml", 0),
+        ("started", "run recipes/quickstart.yaml --resume", 0),
+        ("finished", "report {run}", 0),
+        ("started", "run recipes/quickstart.yaml --resume", 1),
+    ],
+)
+def test_make_demo_starts_resumes_or_reports_and_hides_no_failure(
+    tmp_path: Path, status: str | None, asked: str, ends: int
+) -> None:
+    venv, run = tmp_path / "venv", tmp_path / "run"
+    (venv / "bin").mkdir(parents=True)
+    run.mkdir()
+    for name in ("bin/python", ".installed"):
+        (venv / name).touch()
+    command = venv / "bin" / "fedpref"
+    command.write_text(f"#!/bin/sh\necho asked: $@\nexit {ends}\n")
+    command.chmod(0o755)
+    if status:
+        (run / "run.json").write_text(json.dumps({"status": status}, indent=2))
+    make = ["make", "-C", str(ROOT), "demo", f"VENV={venv}", f"RUN={run}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(make, capture_output=True, text=True, check=False)
+    assert [line for line in done.stdout.splitlines() if "asked" in line] == [f"asked: {asked.format(run=run)}"]
+    assert (done.returncode == 0) == (ends == 0), done.stderr
 
 
 def test_the_quickstart_states_purpose_cost_and_start() -> None:

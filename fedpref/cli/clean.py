@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from fedpref.errors import RunFolderError
+
 
 def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Remove private data at rest: feature caches and kept messages. Ledgers and the release stay."""
-    from fedpref.errors import RunFolderError
     from fedpref.folder import RunFolder
 
     folder = RunFolder(run)

@@ -37,6 +37,8 @@ def run(
     typer.echo(f"\n{finished.report().summary}\n")
     for name, block in finished.evaluation.items():
         typer.echo(evaluation_line(name, block))
+        if block.get("worst_topic"):
+            typer.echo(f"  worst topic: {worst_topic(block)}")
     for line in policy_section(finished.policy_evaluation, finished.samples):
         typer.echo(line)
     folder = finished.path
@@ -77,6 +79,15 @@ def evaluation_line(name: str, block: dict[str, object]) -> str:
         f"{name:<14} reward accuracy {_percent(block['reward_accuracy'])}{between}"
         f"   longer-is-better {_percent(block['longer_is_better'])}"
         f"   {block['pairs']} pairs, {block['users']} users"
+    )
+
+
+def worst_topic(block: dict[str, Any]) -> str:
+    """The topic of lowest reward accuracy, with its figures."""
+    figures = block["topics"][block["worst_topic"]]
+    return (
+        f"{block['worst_topic']}, {_percent(figures['reward_accuracy'])}"
+        f" (longer-is-better {_percent(figures['longer_is_better'])}, {figures['pairs']} pairs)"
     )
 
 

@@ -56,8 +56,8 @@ class FinishedRun:
     recipe: Recipe
     spoken: Spoken
     messages: list[list[bytes]]
-    cohorts: list[list[int]]
-    """Realised units per round and client."""
+    cohorts: list[int]
+    """Units of the node, all its clients together, whose coins said so, per round."""
 
 
 def planted_votes() -> list[dict[str, str]]:
@@ -103,4 +103,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Fini
         spoken = speak("run", str(path))
     assert spoken.code == 0, spoken.err
     recipe = read_recipe(path)
-    return FinishedRun(Path(recipe.output_dir), recipe, spoken, messages, [[int(mask.sum())] for mask in drawn])
+    return FinishedRun(Path(recipe.output_dir), recipe, spoken, messages, [int(mask.sum()) for mask in drawn])

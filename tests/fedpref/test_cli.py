@@ -135,12 +135,14 @@ def test_errors_say_what_why_and_what_to_do(arguments: tuple[str, ...], code: st
 
 
 def test_a_python_that_is_too_old_is_told_before_anything_is_imported_that_it_cannot_read() -> None:
-    """What it does import must be readable for it: no syntax and no names of the standard library newer than 3.10."""
+    """What it does import of ours is readable for it; the rest of the package, and what it needs, is not touched."""
     code = (
         "import sys; sys.version_info = (3, 10, 13, 'final', 0)\n"
         "before = set(sys.modules)\n"
         "try:\n    import fedpref.__main__; fedpref.__main__.main()\n"
-        "except SystemExit as end:\n    print(end.code, sorted(set(sys.modules) - before))"
+        "except SystemExit as end:\n"
+        "    loaded = sorted(m for m in set(sys.modules) - before if m.split('.')[0] not in sys.stdlib_module_names)\n"
+        "    print(end.code, loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("error[FP601] Python 3.10.13 is too old.\n  why: ")
@@ -195,6 +197,13 @@ def test_run_says_what_to_do_next(finished: FinishedRun) -> None:
     assert out.strip().startswith("NOT PRIVATE")
     for command in ("report", "verify", "eval"):
         assert f"fedpref {command} {finished.path}" in out
+
+
+def test_run_names_the_worst_topic(finished: FinishedRun) -> None:
+    seen = fedpref.Run(finished.path).evaluation["seen topics"]
+    figures = seen["topics"][seen["worst_topic"]]
+    line = f"  worst topic: {seen['worst_topic']}, {100 * figures['reward_accuracy']:.1f} % "
+    assert [told.startswith(line) for told in finished.spoken.out.splitlines() if "worst" in told] == [True]
 
 
 def test_run_again_is_refused(finished: FinishedRun) -> None:

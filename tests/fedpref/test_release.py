@@ -63,6 +63,11 @@ def test_the_model_card_states_data_privacy_and_evaluation(finished: FinishedRun
     assert "evaluation users, who are not protected" in card
     accuracy = fedpref.Run(finished.path).evaluation["seen topics"]["reward_accuracy"]
     assert f"{100 * accuracy:.1f} %" in card
+    seen = fedpref.Run(finished.path).evaluation["seen topics"]
+    worst = seen["topics"][seen["worst_topic"]]["reward_accuracy"]
+    assert worst == min(of["reward_accuracy"] for of in seen["topics"].values())
+    assert f"worst topic `{seen['worst_topic']}`: {100 * worst:.1f} %" in card
+    assert card.count("worst topic") == 1  # a single unseen topic has no worst one
 
 
 def test_a_release_that_was_changed_afterwards_is_seen_in_the_manifest(finished: FinishedRun, tmp_path: Path) -> None:
