@@ -15,7 +15,7 @@ from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
 from privacy.accounting import epsilon
 from privacy.calibration import calibrate_noise_multiplier
-from privacy.events import Event, TrustedEvent, canonical
+from privacy.events import TrustedEvent, canonical
 from privacy.mechanism import GaussianMechanism
 from privacy.sampling import PoissonSampling
 from privacy.sealed import size_of
@@ -55,10 +55,10 @@ class Plan:
     @cached_property
     def epsilon_marks(self) -> tuple[tuple[int, float], ...]:
         """(round, epsilon against readers up to it), at every tenth of the run: upper bounds for the rounds before."""
-        reader = self.mechanism().events()[Adversary.READER]
+        mechanism = self.mechanism()
         marks = sorted({math.ceil(self.num_rounds * i / _MARKS) for i in range(1, _MARKS + 1)})
         delta = self.recipe.privacy.target_delta
-        return tuple((mark, epsilon(Counter({reader: mark}), delta)) for mark in marks)
+        return tuple((mark, epsilon(mechanism.composition(1, mark)[Adversary.READER], delta)) for mark in marks)
 
     @property
     def divisor(self) -> float:
@@ -170,21 +170,22 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(
         recipe,
         z,
-        _rows(mechanism.events(), rounds, p.target_delta),
-        _rows(mechanism.node_events(), rounds, p.target_delta) if p.trust is Trust.CENTRAL else (),
+        _rows(mechanism, rounds, p.target_delta, node=False),
+        _rows(mechanism, rounds, p.target_delta, node=True) if p.trust is Trust.CENTRAL else (),
         _facts(recipe),
     )
 
 
-def _rows(events: dict[Adversary, Event], rounds: int, delta: float) -> tuple[AdversaryRow, ...]:
+def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool) -> tuple[AdversaryRow, ...]:
+    one, total = mechanism.composition(1, 1, node=node), mechanism.composition(1, rounds, node=node)
     return tuple(
         AdversaryRow(
             adversary,
-            isinstance(event, TrustedEvent),
-            epsilon(Counter({event: 1}), delta),
-            epsilon(Counter({event: rounds}), delta),
+            any(isinstance(event, TrustedEvent) for event in total[adversary]),
+            epsilon(one[adversary], delta),
+            epsilon(total[adversary], delta),
         )
-        for adversary, event in events.items()
+        for adversary in Adversary
     )
 
 

@@ -68,9 +68,9 @@ def _reserve(f: Federation, round_number: int) -> Reservation:
     """Book the round. An interrupted one goes on under its own booking: uncommitted, hence never released (rule 15)."""
     interrupted = f.ledger.open_reservation
     if interrupted is None:
-        return f.ledger.reserve(round_number, f.mechanism.events())
+        return f.ledger.reserve(round_number, f.mechanism.events(round_number))
     if interrupted.round == round_number:
         f.ledger.retry(interrupted, "no release left the server")
         return interrupted
     f.ledger.abort(interrupted, "another round goes on", spent=True)
-    return f.ledger.reserve(round_number, f.mechanism.events())
+    return f.ledger.reserve(round_number, f.mechanism.events(round_number))

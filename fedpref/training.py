@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ def train_reward_head(
         done = max(checkpoints.last()[0], ledger.committed_round)
         ledger.check_rounds(done)
         node_ledger.check_rounds(done)
-        _expect(ledger, node_ledger, mechanism, plan.num_rounds - done)
+        _expect(ledger, node_ledger, mechanism, done, plan.num_rounds)
         journal = SealedJournal(folder.node / "sealed.bin")
         node = Node(
             name=NODE,
@@ -116,12 +115,12 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
     )
 
 
-def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, rounds: int) -> None:
+def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, done: int, num_rounds: int) -> None:
     """Check the plan as a whole against both budgets, so that no round needs an accountant of its own.
 
     An interrupted round that goes on under its own booking is already counted.
     """
-    for book, events in ((ledger, mechanism.events()), (node_ledger, mechanism.node_events())):
-        left = rounds - (1 if book.open_reservation is not None else 0)
-        for adversary, event in events.items():
-            book.expect(adversary, Counter({event: max(left, 0)}))
+    for book, node in ((ledger, False), (node_ledger, True)):
+        first = done + 1 + (1 if book.open_reservation is not None else 0)
+        for adversary, events in mechanism.composition(first, num_rounds, node=node).items():
+            book.expect(adversary, events)

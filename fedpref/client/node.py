@@ -80,12 +80,12 @@ class Node:
         """Book the round; an interrupted one whose bytes never left goes on under its own booking."""
         interrupted = self._ledger.open_reservation
         if interrupted is None:
-            return self._ledger.reserve(round_number, self._mechanism.node_events())
+            return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
         if interrupted.round == round_number:
             self._ledger.retry(interrupted, "never sent")
             return interrupted
         self._ledger.abort(interrupted, "superseded by another round", spent=True)
-        return self._ledger.reserve(round_number, self._mechanism.node_events())
+        return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
 
     def _finish_booking(self, round_number: int) -> None:
         """The kept bytes of a round are its booking's; close it if a kill left it open."""
@@ -96,7 +96,7 @@ class Node:
     def _clipped_sums(self, request: RoundRequest) -> list[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
-        selected = self._mechanism.sampling.select(coins, self._data.num_units)
+        selected = self._mechanism.sampling.select(coins, self._data.units, request.round)
         set_weight(self._head, request.parameters)
         batch = self._data.batch(selected)
         num_selected = int(selected.sum())

@@ -8,7 +8,10 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from privacy.noise import Words
+from privacy.clipping import grid_step
+from privacy.events import GaussianEvent
+from privacy.mechanism import LOG_RATIO, TOTAL_VARIATION
+from privacy.noise import DiscreteGaussian, Words
 
 
 class Bits:
@@ -87,3 +90,15 @@ def discrete_gaussian_pmf(variance: float, values: npt.NDArray[np.int64]) -> npt
     weights = np.exp(-(np.arange(-last, last + 1, dtype=np.float64) ** 2) / (2 * variance))
     result: npt.NDArray[np.float64] = np.exp(-(values.astype(np.float64) ** 2) / (2 * variance)) / weights.sum()
     return result
+
+
+def grid_noise(words: Words, standard_deviation: float, bound: float, dimension: int) -> npt.NDArray[np.float64]:
+    """The noise of a mechanism in real units: N_Z of variance (standard_deviation / step)^2 + 3^2, times the step."""
+    step = grid_step(bound, dimension)
+    variance = (Fraction(standard_deviation) / Fraction(step)) ** 2 + 9
+    return DiscreteGaussian.of_variance(variance).sample(dimension, words) * step
+
+
+def discrete(z: float, q: float) -> GaussianEvent:
+    """The event of a (sampled) release on the grid."""
+    return GaussianEvent(z, q, "discrete", LOG_RATIO, TOTAL_VARIATION)
