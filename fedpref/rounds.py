@@ -45,13 +45,13 @@ def run_rounds(federation: Federation) -> None:
     done, state = f.checkpoints.last()
     f.ledger.check_rounds(done)
     if state is not None:
-        f.server.optimizer.restore(state)
+        f.server.restore(state)
     for round_number in range(done + 1, f.plan.num_rounds + 1):
         reservation = _reserve(f, round_number)
         replies = f.channel.exchange(f.server.request(round_number))
         release = f.server.release(replies, reservation)
         pseudo_gradient = f.server.step(release)
-        f.checkpoints.prepare(round_number, f.server.optimizer.state())
+        f.checkpoints.prepare(round_number, f.server.state())
         f.ledger.commit(reservation)
         f.checkpoints.publish(round_number)
         f.trackers.log(
@@ -60,6 +60,7 @@ def run_rounds(federation: Federation) -> None:
                 "noise_std": release.noise_std,
                 "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
                 "parameter_norm": float(np.linalg.norm(f.server.optimizer.parameters)),
+                **({} if f.server.clipping_norm is None else {"next_max_grad_norm": f.server.clipping_norm}),
             }
         )
 

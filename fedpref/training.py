@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.channel.local import LocalChannel
+from fedpref.client.labels import randomized_labels
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.config import Recipe
 from fedpref.data.loading import FederatedData
+from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
 from fedpref.manifest import reward_head_manifest
@@ -23,6 +25,7 @@ from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
 from privacy.units import Trust
 from reward.features import Array
+from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
 
 NODE = "local"
@@ -60,13 +63,15 @@ def train_reward_head(
             name=NODE,
             num_clients=len(given.data.clients),
             data=prepare_node(
-                given.data.clients, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
+                _labelled(given, folder, rng), given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
             ),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
             journal=journal,
             rng=rng,
+            clipping=plan.clipping,
+            objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
         )
         server = Server(
             manifest=manifest,
@@ -77,6 +82,8 @@ def train_reward_head(
             largest_norm=_SLACK * recipe.federation.num_users * mechanism.max_grad_norm,
             rng=rng,
             warn=warn,
+            clipping=plan.clipping,
+            clipping_norm=plan.first_norm if plan.clipping else None,
         )
         all_trackers = Trackers(trackers)
         run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, all_trackers))
@@ -86,6 +93,14 @@ def train_reward_head(
     finally:
         ledger.close()
         node_ledger.close()
+
+
+def _labelled(given: TrainingInput, folder: RunFolder, rng: RandomSource) -> Mapping[str, Preferences]:
+    """The clients' records, their labels randomised once if the recipe says so."""
+    if given.plan.labels is None:
+        return given.data.clients
+    header = _header(given, f"labels:{NODE}", None)
+    return randomized_labels(given.data.clients, given.plan.labels, folder.node, header, rng)
 
 
 def random_source(recipe: Recipe) -> RandomSource:
@@ -105,6 +120,7 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
         private_rng=p.rng == "os",
         facts={
             "max_grad_norm": p.max_grad_norm,
+            **({"label_epsilon": p.label_epsilon} if p.label_epsilon is not None else {}),
             "max_pairs_per_user": p.max_pairs_per_user,
             "num_clients": len(given.data.clients),
             "num_evaluation_users": given.data.split.num_evaluation_users,

@@ -164,7 +164,7 @@ class _Rows:
 
 
 def _client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) -> _Rows:
-    names = [f"{data.user[i]}:{_pair_name(data, i)}" for i in range(len(data))]
+    names = [f"{data.user[i]}:{pair_name(data, i)}" for i in range(len(data))]
     order = np.array([hash_fraction(f"order:{name}") for name in names])
     if unit is PrivacyUnit.EXAMPLE:
         keep = np.argsort(order, kind="stable")
@@ -183,7 +183,8 @@ def _places(names: Sequence[str]) -> npt.NDArray[np.float64]:
     return np.array([hash_fraction(f"place:{name}") for name in names], dtype=np.float64)
 
 
-def _pair_name(data: Preferences, i: int) -> str:
+def pair_name(data: Preferences, i: int) -> str:
+    """A name of the two texts of record ``i``, the same whichever of them is preferred."""
     return "|".join(sorted((_digest(data.texts[data.chosen[i]]), _digest(data.texts[data.rejected[i]]))))
 
 
