@@ -23,7 +23,7 @@ from privacy.clipping import INSIDE
 from privacy.errors import ParameterError
 
 Array = npt.NDArray[np.float64]
-_PER_OCTAVE = 16  # norms are 2^(k/16): few grids, few tables of noise
+_PER_OCTAVE = 64  # norms are 2^(k/64), a percent apart: few grids, few tables of noise
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ class QuantileClipping:
 
 
 def on_ladder(norm: float) -> float:
-    """The nearest 2^(k / 16): a public rounding of a public number."""
+    """The nearest 2^(k / 64): a public rounding of a public number."""
     return float(2.0 ** (round(_PER_OCTAVE * math.log2(norm)) / _PER_OCTAVE))
