@@ -82,6 +82,7 @@ def run(
     from fedpref.data.loading import load_federated
     from fedpref.policy_stage import check_policy, run_policy_stage
     from fedpref.release import write_manifest
+    from fedpref.training import TrainingInput, train_reward_head
     from reward.features import FeatureConfig, FeatureExtractor
     from reward.scorer import RewardModel
 

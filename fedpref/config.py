@@ -84,6 +84,25 @@ class PrivacyConfig(Block):
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which a unit takes part in a round; its client tosses the coin in secret."""
+    sampling: Literal["poisson", "truncated_poisson", "fixed_order"] = "poisson"
+    """`poisson`: a secret coin per unit; `truncated_poisson`: at most `max_cohort_per_client` of them, at a price;
+    `fixed_order`: every 1/sample_rate-th round, no coin, no amplification."""
+    max_cohort_per_client: Annotated[int, Field(ge=1)] | None = None
+    """Only for `truncated_poisson`: units of one client in one round."""
+    max_units_per_client: Annotated[int, Field(ge=1)] | None = None
+    """Only for `truncated_poisson`: a public bound; further units of a client never take part."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive`: max_grad_norm is where the norm starts; it follows a quantile of the units' norms by a noised count,
+    booked in the same event (Andrew et al. 2021)."""
+    target_quantile: Fraction = 0.5
+    """Only for `adaptive`: the share of units whose gradients should stay unclipped."""
+    clipping_learning_rate: Positive = 0.2
+    """Only for `adaptive`."""
+    labels: Literal["as_given", "randomized_response"] = "as_given"
+    """`randomized_response`: each training label is flipped once with probability 1/(1 + exp(label_epsilon)) and kept; the
+    loss is debiased. Covers labels, never texts; its total stands apart."""
+    label_epsilon: Annotated[float, Field(gt=0, le=40)] | None = None
+    """Only for `randomized_response`: of one label; a person with m labels is covered by m times it."""
     max_pairs_per_user: Annotated[int, Field(ge=1)] = 20
     """A user's first pairs in a fixed hash order; the rest is not used."""
     rng: Literal["os", "seeded"] = "os"
@@ -93,6 +112,23 @@ class PrivacyConfig(Block):
     def _one_target(self) -> PrivacyConfig:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+        return self
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> PrivacyConfig:
+        cut = (self.max_cohort_per_client, self.max_units_per_client)
+        if (self.sampling == "truncated_poisson") != all(x is not None for x in cut) or (cut[0] is None) != (
+            cut[1] is None
+        ):
+            raise ValueError(
+                "privacy.sampling: truncated_poisson needs max_cohort_per_client and max_units_per_client; no other has them"
+            )
+        if self.sampling == "fixed_order" and abs(round(1 / self.sample_rate) * self.sample_rate - 1) > 1e-9:
+            raise ValueError("privacy.sampling: fixed_order needs a sample_rate of 1/n, as 0.5, 0.2 or 0.1")
+        if (self.labels == "randomized_response") != (self.label_epsilon is not None):
+            raise ValueError("privacy.labels: randomized_response needs privacy.label_epsilon, and the reverse")
+        if self.clipping == "adaptive" and self.noise_multiplier == 0:
+            raise ValueError("privacy.clipping: adaptive follows a noised count; it needs noise")
         return self
 
 
@@ -258,7 +294,10 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
         if self.privacy.unit is PrivacyUnit.CLIENT:
-            raise ValueError("privacy.unit: client is not available for the reward head yet; use user or example")
+            raise ValueError(
+                "privacy.unit: client needs local steps or whole updates (DP-FedAvg), which the reward head does not have: "
+                "its round is one gradient per person; use user or example"
+            )
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")
         return self

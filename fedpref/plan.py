@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
+from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
+from privacy.adaptive import QuantileClipping, on_ladder
 from privacy.calibration import calibrate_noise_multiplier
-from privacy.events import Event, TrustedEvent, canonical
+from privacy.events import TrustedEvent, canonical
+from privacy.labels import RandomizedResponse
 from privacy.mechanism import GaussianMechanism
-from privacy.sampling import PoissonSampling
+from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
 from privacy.sealed import size_of
-from privacy.units import Adversary, Trust
+from privacy.units import Adversary, PrivacyUnit, Trust
 
 _TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
 _TOKENS_PER_TEXT = 70  # where a data set's description does not say
@@ -55,10 +59,10 @@ class Plan:
     @cached_property
     def epsilon_marks(self) -> tuple[tuple[int, float], ...]:
         """(round, epsilon against readers up to it), at every tenth of the run: upper bounds for the rounds before."""
-        reader = self.mechanism().events()[Adversary.READER]
+        mechanism = self.mechanism()
         marks = sorted({math.ceil(self.num_rounds * i / _MARKS) for i in range(1, _MARKS + 1)})
         delta = self.recipe.privacy.target_delta
-        return tuple((mark, epsilon(Counter({reader: mark}), delta)) for mark in marks)
+        return tuple((mark, epsilon(mechanism.composition(1, mark)[Adversary.READER], delta)) for mark in marks)
 
     @property
     def divisor(self) -> float:
@@ -69,7 +73,7 @@ class Plan:
     def bytes_per_client(self) -> int:
         """Up and down, all rounds: one sealed message up, the parameters down."""
         d = self.recipe.reward.projection_dim
-        return self.num_rounds * (size_of(d) + 8 * d)
+        return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
 
     @property
     def minutes(self) -> float:
@@ -90,8 +94,24 @@ class Plan:
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
     def mechanism(self) -> GaussianMechanism:
-        """The mechanism that the run uses."""
+        """The mechanism that the run uses; under adaptive clipping its bound is that of the first round."""
         return mechanism_of(self.recipe, self.noise_multiplier)
+
+    @cached_property
+    def clipping(self) -> QuantileClipping | None:
+        """Adaptive clipping, if the recipe asks for it."""
+        return clipping_of(self.recipe, self.noise_multiplier)
+
+    @property
+    def first_norm(self) -> float:
+        """The clipping norm of the first round."""
+        norm = self.recipe.privacy.max_grad_norm
+        return on_ladder(norm) if self.clipping else norm
+
+    @property
+    def labels(self) -> RandomizedResponse | None:
+        """Randomised response on labels, if the recipe asks for it; its total stands apart."""
+        return labels_of(self.recipe)
 
     def public_figures(self, round_number: int, num_reserved: int) -> dict[str, Any]:
         """Figures of a round that are public by construction or come from the books (``num_reserved`` events so far)."""
@@ -121,6 +141,13 @@ class Plan:
             "expected_cohort": self.divisor,
             "claim": [_row_json(row) for row in self.rows],
             "each_client_alone": [_row_json(row) for row in self.node_rows],
+            "labels": None
+            if self.labels is None
+            else {
+                "label_epsilon": self.labels.label_epsilon,
+                "epsilon_per_unit": epsilon(Counter({self.labels.event: 1}), self.recipe.privacy.target_delta),
+                "flip_probability": self.labels.flip_probability,
+            },
             "bytes_per_client": self.bytes_per_client,
             "minutes": round(self.minutes, 1),
             "memory_gb": self.memory_gb,
@@ -149,8 +176,36 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float) -> GaussianMechanism:
     Raises:
         ParameterError: numbers that make no mechanism, or trust `distributed`, which does not exist yet.
     """
+    p, clipping = recipe.privacy, clipping_of(recipe, noise_multiplier)
+    bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
+    return GaussianMechanism(p.trust, sampling_of(recipe), bound, noise_multiplier)
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """Who takes part in a round."""
     p = recipe.privacy
-    return GaussianMechanism(p.trust, PoissonSampling(p.sample_rate), p.max_grad_norm, noise_multiplier)
+    if p.sampling == "truncated_poisson":
+        return TruncatedPoissonSampling(p.sample_rate, p.max_units_per_client or 0, p.max_cohort_per_client or 0)
+    return (
+        FixedOrderSampling(round(1 / p.sample_rate)) if p.sampling == "fixed_order" else PoissonSampling(p.sample_rate)
+    )
+
+
+def clipping_of(recipe: Recipe, noise_multiplier: float) -> QuantileClipping | None:
+    """Adaptive clipping, or None for a fixed norm."""
+    p = recipe.privacy
+    if p.clipping == "fixed":
+        return None
+    cohort = p.sample_rate * recipe.federation.num_users
+    return QuantileClipping(noise_multiplier, cohort, p.target_quantile, p.clipping_learning_rate)
+
+
+def labels_of(recipe: Recipe) -> RandomizedResponse | None:
+    """Randomised response, or None for labels as given."""
+    p = recipe.privacy
+    if p.label_epsilon is None:
+        return None
+    return RandomizedResponse(p.label_epsilon, p.max_pairs_per_user if p.unit is PrivacyUnit.USER else 1)
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -165,26 +220,55 @@ def make_plan(recipe: Recipe) -> Plan:
     mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
     z = p.noise_multiplier
     if z is None:
-        z = calibrate_noise_multiplier(p.target_epsilon or 0.0, p.target_delta, p.sample_rate, rounds)
+        z = _calibrated(recipe, p.target_epsilon or 0.0)
     mechanism = mechanism_of(recipe, z)
     return Plan(
         recipe,
         z,
-        _rows(mechanism.events(), rounds, p.target_delta),
-        _rows(mechanism.node_events(), rounds, p.target_delta) if p.trust is Trust.CENTRAL else (),
+        _rows(mechanism, rounds, p.target_delta, node=False),
+        _rows(mechanism, rounds, p.target_delta, node=True) if p.trust is Trust.CENTRAL else (),
         _facts(recipe),
     )
 
 
-def _rows(events: dict[Adversary, Event], rounds: int, delta: float) -> tuple[AdversaryRow, ...]:
+def _calibrated(recipe: Recipe, target_epsilon: float) -> float:
+    """The least noise for the target: over as many releases, at such a rate, as count for one unit."""
+    sampling, delta, rounds = sampling_of(recipe), recipe.privacy.target_delta, recipe.federation.num_rounds
+    if isinstance(sampling, FixedOrderSampling):
+        return calibrate_noise_multiplier(target_epsilon, delta, 1.0, math.ceil(rounds / sampling.blocks))
+    cut = (sampling.population, sampling.largest_cohort) if isinstance(sampling, TruncatedPoissonSampling) else ()
+    return calibrate_noise_multiplier(target_epsilon, delta, sampling.rate, rounds, cut)
+
+
+def sweep(recipe: Recipe, key: str, values: Sequence[Any]) -> list[Plan]:
+    """One plan for each value of a key of the ``privacy`` block, for example ``target_epsilon``.
+
+    Raises:
+        RecipeError: no such key, or a value that it cannot have.
+    """
+    plans = []
+    for value in values:
+        fields = recipe.model_dump(mode="json")
+        fields["privacy"][key] = value
+        if key in _TARGETS:
+            fields["privacy"][_TARGETS[key]] = None
+        plans.append(make_plan(validate_recipe(fields, f"privacy.{key}={value}")))
+    return plans
+
+
+_TARGETS = {"target_epsilon": "noise_multiplier", "noise_multiplier": "target_epsilon"}
+
+
+def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool) -> tuple[AdversaryRow, ...]:
+    one, total = mechanism.composition(1, 1, node=node), mechanism.composition(1, rounds, node=node)
     return tuple(
         AdversaryRow(
             adversary,
-            isinstance(event, TrustedEvent),
-            epsilon(Counter({event: 1}), delta),
-            epsilon(Counter({event: rounds}), delta),
+            any(isinstance(event, TrustedEvent) for event in total[adversary]),
+            epsilon(one[adversary], delta),
+            epsilon(total[adversary], delta),
         )
-        for adversary, event in events.items()
+        for adversary in Adversary
     )
 
 

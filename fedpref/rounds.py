@@ -49,7 +49,7 @@ def run_rounds(federation: Federation) -> None:
         replies = channel.exchange(server.request(round_number))
         release = server.release(replies, reservation)
         pseudo_gradient = server.step(release)
-        checkpoints.prepare(round_number, server.optimizer.state())
+        checkpoints.prepare(round_number, server.state())
         ledger.commit(reservation)
         checkpoints.publish(round_number)
         federation.trackers.log(_figures(federation, release, pseudo_gradient))
@@ -61,17 +61,19 @@ def _restore(federation: Federation) -> int:
     done, state = federation.checkpoints.last()
     federation.ledger.check_rounds(done)
     if state is not None:
-        federation.server.optimizer.restore(state)
+        federation.server.restore(state)
     return done
 
 
 def _figures(federation: Federation, release: Release, pseudo_gradient: Vector) -> dict[str, Any]:
     """What trackers are told of a round: public constants, and functions of what was released."""
+    norm = federation.server.clipping_norm
     return {
         **federation.plan.public_figures(release.round, federation.ledger.num_reserved),
         "noise_std": release.noise_std,
         "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
         "parameter_norm": float(np.linalg.norm(federation.server.optimizer.parameters)),
+        **({} if norm is None else {"next_max_grad_norm": norm}),
     }
 
 
@@ -79,9 +81,9 @@ def _reserve(f: Federation, round_number: int) -> Reservation:
     """Book the round. An interrupted one goes on under its own booking: uncommitted, hence never released (rule 15)."""
     interrupted = f.ledger.open_reservation
     if interrupted is None:
-        return f.ledger.reserve(round_number, f.mechanism.events())
+        return f.ledger.reserve(round_number, f.mechanism.events(round_number))
     if interrupted.round == round_number:
         f.ledger.retry(interrupted, "no release left the server")
         return interrupted
     f.ledger.abort(interrupted, "another round goes on", spent=True)
-    return f.ledger.reserve(round_number, f.mechanism.events())
+    return f.ledger.reserve(round_number, f.mechanism.events(round_number))

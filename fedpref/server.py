@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.errors import NoDataError
 from fedpref.manifest import Manifest
+from privacy.adaptive import QuantileClipping
 from privacy.clipping import ClippedSum
 from privacy.errors import SealedMessageError
 from privacy.ledger import Reservation
@@ -33,19 +35,46 @@ class Server:
         largest_norm: float,
         rng: RandomSource,
         warn: Callable[[str], None] = lambda _: None,
+        clipping: QuantileClipping | None = None,
+        clipping_norm: float | None = None,
     ) -> None:
         """``divisor`` is a public constant (sample_rate x num_users), never a realised count (rule 4).
 
         ``largest_norm``, a public constant as well, is more than any honest client's sum can have. A message above it is
         left out: numbers so large that the noise drowns in their rounding would undo it for everybody.
+
+        ``clipping``: adaptive, starting at ``clipping_norm``; the norm is part of the server's state.
         """
+        self._clipping, self.clipping_norm = clipping, clipping_norm
         self._largest_norm = largest_norm
         self._manifest, self._num_clients, self._mechanism = manifest, num_clients, mechanism
         self.optimizer, self._divisor, self._rng, self._warn = optimizer, divisor, rng, warn
 
     def request(self, round_number: int) -> RoundRequest:
         """What all clients are asked in a round."""
-        return RoundRequest(round_number, self._manifest.digest, self.optimizer.parameters)
+        return RoundRequest(round_number, self._manifest.digest, self.optimizer.parameters, self.clipping_norm)
+
+    def state(self) -> dict[str, Vector]:
+        """Everything that the next round depends on, as named fp64 tensors; all of it is released."""
+        norm = {} if self.clipping_norm is None else {"clipping.norm": np.array([self.clipping_norm])}
+        return {**self.optimizer.state(), **norm}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Go on from ``state``."""
+        if self._clipping is not None:
+            self.clipping_norm = float(state["clipping.norm"][0])
+        self.optimizer.restore(state)
+
+    @property
+    def _dimension(self) -> int:
+        """Numbers of a message: one more for the count of adaptive clipping."""
+        return self._manifest.dimension + (self._clipping is not None)
+
+    def _round_mechanism(self) -> GaussianMechanism:
+        """The mechanism with the bound of this round."""
+        if self._clipping is None or self.clipping_norm is None:
+            return self._mechanism
+        return replace(self._mechanism, max_grad_norm=self._clipping.joint_bound(self.clipping_norm))
 
     def release(self, replies: list[bytes | Failure], reservation: Reservation) -> Release:
         """Sealed replies -> one noised sum. A malformed message is named and left out; the noise does not depend on it.
@@ -60,17 +89,21 @@ class Server:
                 "All of them failed or speak another version.",
                 "See the warnings above, then go on with --resume.",
             )
-        if self._mechanism.trust is Trust.CENTRAL:
-            total = ClippedSum(np.zeros(self._manifest.dimension), self._mechanism.max_grad_norm)
+        mechanism = self._round_mechanism()
+        if mechanism.trust is Trust.CENTRAL:
+            total = ClippedSum(np.zeros(self._dimension), mechanism.max_grad_norm)
             for message in messages:
                 total += ClippedSum(message.value, message.l2_bound)
-            return self._mechanism.release(total, reservation, self._rng)
-        noise = self._mechanism.noise_std * len(messages) ** 0.5
+            return mechanism.release(total, reservation, self._rng)
+        noise = mechanism.noise_std * len(messages) ** 0.5
         return Release(reservation.round, np.sum([m.value for m in messages], axis=0), noise)
 
     def step(self, release: Release) -> Vector:
         """One step of the server optimiser; returns the pseudo-gradient (released: noised, publicly scaled)."""
-        pseudo_gradient: Vector = release.value / self._divisor
+        total = release.value
+        if self._clipping is not None and self.clipping_norm is not None:
+            total, self.clipping_norm = self._clipping.split(total, self.clipping_norm)
+        pseudo_gradient: Vector = total / self._divisor
         self.optimizer.step(pseudo_gradient)
         return pseudo_gradient
 
@@ -83,15 +116,16 @@ class Server:
             return None
         expected: type[Sealed] = Entrusted if self._mechanism.trust is Trust.CENTRAL else LocallyPrivate
         try:
-            message = sealed_from_bytes(reply, expected, client, round_number, self._manifest.dimension)
-            if message.l2_bound != self._mechanism.max_grad_norm:
+            message = sealed_from_bytes(reply, expected, client, round_number, self._dimension)
+            if message.l2_bound != self._round_mechanism().max_grad_norm:
                 raise SealedMessageError(
                     f"Client {client} clipped to another bound.", f"{message.l2_bound:g}.", "Use one recipe for all."
                 )
-            if expected is Entrusted and not np.linalg.norm(message.value) <= self._largest_norm:
+            limit = self._largest_norm * message.l2_bound / self._mechanism.max_grad_norm
+            if expected is Entrusted and not np.linalg.norm(message.value) <= limit:
                 raise SealedMessageError(
                     f"Client {client} sent a sum that no honest client can have.",
-                    f"Its norm is above {self._largest_norm:g}.",
+                    f"Its norm is above {limit:g}.",
                     "Look at that client; if it is honest, federation.num_users is declared far too low.",
                 )
         except SealedMessageError as error:

@@ -20,6 +20,7 @@ RELEASED_FIGURES = frozenset(
         "target_epsilon",  # public
         "noise_std",  # public
         "pseudo_gradient_norm",  # of the noised sum
+        "next_max_grad_norm",  # under adaptive clipping, from the noised count
         "parameter_norm",  # of the released parameters
     }
 )

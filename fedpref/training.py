@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.channel.local import LocalChannel
+from fedpref.client.labels import randomized_labels
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.config import Recipe
 from fedpref.data.loading import FederatedData
+from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
 from fedpref.manifest import reward_head_manifest
@@ -24,6 +25,7 @@ from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
 from privacy.units import Trust
 from reward.features import Array
+from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
 
 NODE = "local"
@@ -55,19 +57,21 @@ def train_reward_head(
         done = max(checkpoints.last()[0], ledger.committed_round)
         ledger.check_rounds(done)
         node_ledger.check_rounds(done)
-        _expect(ledger, node_ledger, mechanism, plan.num_rounds - done)
+        _expect(ledger, node_ledger, mechanism, done, plan.num_rounds)
         journal = SealedJournal(folder.node / "sealed.bin")
         node = Node(
             name=NODE,
             num_clients=len(given.data.clients),
             data=prepare_node(
-                given.data.clients, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
+                _labelled(given, folder, rng), given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
             ),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
             journal=journal,
             rng=rng,
+            clipping=plan.clipping,
+            objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
         )
         server = Server(
             manifest=manifest,
@@ -78,6 +82,8 @@ def train_reward_head(
             largest_norm=_SLACK * recipe.federation.num_users * mechanism.max_grad_norm,
             rng=rng,
             warn=warn,
+            clipping=plan.clipping,
+            clipping_norm=plan.first_norm if plan.clipping else None,
         )
         run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
         journal.clear()
@@ -85,6 +91,14 @@ def train_reward_head(
     finally:
         ledger.close()
         node_ledger.close()
+
+
+def _labelled(given: TrainingInput, folder: RunFolder, rng: RandomSource) -> Mapping[str, Preferences]:
+    """The clients' records, their labels randomised once if the recipe says so."""
+    if given.plan.labels is None:
+        return given.data.clients
+    header = _header(given, f"labels:{NODE}", None)
+    return randomized_labels(given.data.clients, given.plan.labels, folder.node, header, rng)
 
 
 def random_source(recipe: Recipe) -> RandomSource:
@@ -104,6 +118,7 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
         private_rng=p.rng == "os",
         facts={
             "max_grad_norm": p.max_grad_norm,
+            **({"label_epsilon": p.label_epsilon} if p.label_epsilon is not None else {}),
             "max_pairs_per_user": p.max_pairs_per_user,
             "num_clients": len(given.data.clients),
             "num_evaluation_users": given.data.split.num_evaluation_users,
@@ -114,12 +129,12 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
     )
 
 
-def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, rounds: int) -> None:
+def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, done: int, num_rounds: int) -> None:
     """Check the plan as a whole against both budgets, so that no round needs an accountant of its own.
 
     An interrupted round that goes on under its own booking is already counted.
     """
-    for book, events in ((ledger, mechanism.events()), (node_ledger, mechanism.node_events())):
-        left = rounds - (1 if book.open_reservation is not None else 0)
-        for adversary, event in events.items():
-            book.expect(adversary, Counter({event: max(left, 0)}))
+    for book, node in ((ledger, False), (node_ledger, True)):
+        first = done + 1 + (1 if book.open_reservation is not None else 0)
+        for adversary, events in mechanism.composition(first, num_rounds, node=node).items():
+            book.expect(adversary, events)

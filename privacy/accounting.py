@@ -2,6 +2,10 @@
 
 Relation: zero-out, which is the REPLACE_SPECIAL of dp_accounting. PLD reports; it must not exceed RDP by 0.01 or 1 %
 (rule 11). Koskela, Jälkö and Honkela 2020; Doroshenko et al. 2022 (PLD); Mironov, Talwar and Zhang 2019 (RDP).
+
+Events become rows (noise multiplier, sample rate, count), of which the accountants compose any mixture; a row of a
+truncated Poisson sample has two numbers more, population and largest cohort (Ganesh 2024; PLD only, so that its
+cross-check is the un-amplified Gaussian of twice the sensitivity, which it never exceeds).
 """
 
 from __future__ import annotations
@@ -13,14 +17,31 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from privacy.errors import AccountantDisputeError, ParameterError, UnsupportedEventError
-from privacy.events import Event, GaussianEvent, NonPrivateEvent, TrustedEvent
+from privacy.events import (
+    CappedEvent,
+    Event,
+    FixedOrderEvent,
+    GaussianEvent,
+    NonPrivateEvent,
+    RandomizedResponseEvent,
+    RepeatedEvent,
+    TruncatedPoissonEvent,
+    TrustedEvent,
+)
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 Composition = Mapping[Event, int]
+Row = tuple[float, float, int] | tuple[float, float, int, int, int]
+Rows = tuple[Row, ...]
 
 LARGEST_EPSILON = 1000.0  # by RDP; beyond it no number means anything, and loss distributions would fill the memory
 _INTERVAL = 1e-4
+_Atom = GaussianEvent | TruncatedPoissonEvent
 
 
 def epsilon(events: Composition, delta: float) -> float:
@@ -34,7 +55,9 @@ def epsilon(events: Composition, delta: float) -> float:
     |---|---|
     | empty | 0.0 |
     | contains a trusted or a non-private event | inf |
-    | epsilon by RDP above 1,000 | inf |
+    | epsilon by RDP above 1,000, or the booked total variation exceeds delta | inf |
+    | randomised labels alone | label_epsilon x labels_per_unit, added up: pure, at any delta |
+    | randomised labels beside other events | UnsupportedEventError: their total stands apart (rule 12) |
     | delta outside (0, 1) | ParameterError |
     | PLD above RDP by more than 0.01 and 1 %, or not a number | AccountantDisputeError |
     | numbers beyond what the accountants can represent | UnsupportedEventError |
@@ -48,15 +71,80 @@ def epsilon(events: Composition, delta: float) -> float:
     present = {event: count for event, count in events.items() if count > 0}
     if any(isinstance(event, (TrustedEvent, NonPrivateEvent)) for event in present):
         return math.inf
-    gaussians = tuple(
-        sorted((e.noise_multiplier, e.sample_rate, n) for e, n in present.items() if isinstance(e, GaussianEvent))
-    )
-    return _epsilon(gaussians, delta) if gaussians else 0.0
+    labels = {e: n for e, n in present.items() if isinstance(e, RandomizedResponseEvent)}
+    if labels and len(labels) < len(present):
+        raise UnsupportedEventError(
+            "Randomised labels and noised releases are in one composition.",
+            "They protect different things: the label alone, and the whole record.",
+            "Keep a ledger of its own for each; their totals stand apart.",
+        )
+    if labels:
+        return math.fsum(e.label_epsilon * e.labels_per_unit * n for e, n in labels.items())
+    return _with_slack(_atoms(present), delta)
+
+
+def _atoms(events: Composition) -> Counter[_Atom]:
+    """What one unit goes through at worst: how often each Gaussian release.
+
+    A unit is in one block of a fixed order: per order, the largest count over its blocks (of every kind of release;
+    exact if all blocks have one noise multiplier, above it otherwise). Events with different orders or scopes add up.
+    """
+    atoms: Counter[_Atom] = Counter()
+    orders: dict[str, dict[int, Counter[_Atom]]] = {}
+    for event, count in events.items():
+        if isinstance(event, (GaussianEvent, TruncatedPoissonEvent)):
+            atoms[event] += count
+        elif isinstance(event, RepeatedEvent):
+            atoms[event.event] += count * event.times
+        elif isinstance(event, CappedEvent):
+            atoms[_plain(event)] += min(count, event.cap)
+        elif isinstance(event, FixedOrderEvent):
+            blocks = orders.setdefault(f"{event.blocks}:{event.order}", {})
+            blocks.setdefault(event.block, Counter())[_plain(event)] += count
+        else:  # pragma: no cover - the vocabulary is closed
+            raise TypeError(event)
+    for blocks in orders.values():
+        worst: Counter[_Atom] = Counter()
+        for block in blocks.values():
+            worst |= block
+        atoms += worst
+    return atoms
+
+
+def _plain(event: CappedEvent | FixedOrderEvent) -> GaussianEvent:
+    return GaussianEvent(event.noise_multiplier, 1.0, "discrete", event.log_ratio, event.total_variation)
+
+
+def _with_slack(atoms: Counter[_Atom], delta: float) -> float:
+    """Charge what separates the discrete releases from the Gaussian ones that the accountants compose.
+
+    With L the sum of ``log_ratio`` and V that of ``total_variation``: if the Gaussians have delta_G(eps), the releases
+    have exp(L) delta_G(eps - 2 L) + (1 + exp(eps)) V. Solved for eps from above.
+    """
+    ratio = math.fsum(e.log_ratio * n for e, n in atoms.items())
+    variation = math.fsum(e.total_variation * n for e, n in atoms.items())
+    totals: Counter[tuple[float, ...]] = Counter()
+    for event, count in atoms.items():
+        cut = (event.population, event.largest_cohort) if isinstance(event, TruncatedPoissonEvent) else ()
+        totals[event.noise_multiplier, event.sample_rate, *cut] += count
+    rows: Rows = tuple(sorted((z, q, n, *cut) for (z, q, *cut), n in totals.items()))  # type: ignore[misc]
+    if not rows:
+        return 0.0
+    value = _epsilon(rows, delta)
+    while math.isfinite(value) and (ratio or variation):
+        left = delta * math.exp(-ratio) - (1.0 + math.exp(min(value, 700.0))) * variation
+        if left <= delta / 2:
+            return math.inf
+        needed = _epsilon(rows, left) + 2.0 * ratio
+        if needed <= value:
+            break
+        value = needed * (1 + 1e-9) + 1e-12
+    return value
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    """PLD epsilon of a sorted composition of (noise multiplier, sampling rate, count), checked against RDP."""
+def _epsilon(gaussians: Rows, delta: float) -> float:
+    """PLD epsilon of a sorted composition, checked against RDP."""
     try:
         rdp = rdp_epsilon(gaussians, delta)
         if rdp > LARGEST_EPSILON:
@@ -77,18 +165,30 @@ def _epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> f
     return pld
 
 
-def pld_epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float, interval: float = _INTERVAL) -> float:
+def pld_epsilon(gaussians: Rows, delta: float, interval: float = _INTERVAL) -> float:
     """Epsilon by privacy loss distributions, discretised pessimistically at ``interval``."""
     from dp_accounting import pld
 
-    return _compose(pld.PLDAccountant(_relation(), value_discretization_interval=interval), gaussians, delta)
+    events = [(_dp_event(row), row[2]) for row in gaussians]
+    return _compose(pld.PLDAccountant(_relation(), value_discretization_interval=interval), events, delta)
 
 
-def rdp_epsilon(gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    """Epsilon by Rényi differential privacy."""
+def rdp_epsilon(gaussians: Rows, delta: float) -> float:
+    """Epsilon by Rényi differential privacy; a truncated sample counts as un-amplified, its sensitivity twice C."""
     from dp_accounting import rdp
 
-    return _compose(rdp.RdpAccountant(neighboring_relation=_relation()), gaussians, delta)
+    whole: list[Row] = [row if len(row) == 3 else (row[0] / 2, 1.0, row[2]) for row in gaussians]
+    events = [(_dp_event(row), row[2]) for row in whole]
+    return _compose(rdp.RdpAccountant(neighboring_relation=_relation()), events, delta)
+
+
+def _dp_event(row: Row) -> dp_accounting.DpEvent:
+    import dp_accounting
+
+    if len(row) == 3:
+        return GaussianEvent(row[0], row[1]).to_dp_event()
+    z, q, _, population, largest = row
+    return dp_accounting.TruncatedSubsampledGaussianDpEvent(population, q, largest, z)
 
 
 def _relation() -> object:
@@ -97,11 +197,11 @@ def _relation() -> object:
     return NeighboringRelation.REPLACE_SPECIAL
 
 
-def _compose(accountant: object, gaussians: tuple[tuple[float, float, int], ...], delta: float) -> float:
+def _compose(accountant: object, events: list[tuple[dp_accounting.DpEvent, int]], delta: float) -> float:
     with warnings.catch_warnings(), _quiet_absl():  # RDP drops orders that do not converge; it stays an upper bound
         warnings.simplefilter("ignore")
-        for z, q, count in gaussians:
-            accountant.compose(GaussianEvent(z, q).to_dp_event(), count)  # type: ignore[attr-defined]
+        for event, count in events:
+            accountant.compose(event, count)  # type: ignore[attr-defined]
         return float(accountant.get_epsilon(delta))  # type: ignore[attr-defined]
 
 

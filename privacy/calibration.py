@@ -7,17 +7,20 @@ from functools import lru_cache
 
 from scipy.optimize import brentq
 
-from privacy.accounting import pld_epsilon, rdp_epsilon
+from privacy.accounting import Row, pld_epsilon, rdp_epsilon
 from privacy.errors import CalibrationError
 
 _SMALLEST, _LARGEST, _STEP = 0.2, 1e4, 1e-4
 
 
 @lru_cache(maxsize=256)
-def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, rounds: int) -> float:
+def calibrate_noise_multiplier(
+    target_epsilon: float, target_delta: float, sample_rate: float, rounds: int, cut: tuple[int, int] | tuple[()] = ()
+) -> float:
     """The least noise multiplier, rounded up to 1e-4, whose ``rounds``-fold composition stays within the target.
 
-    RDP finds the neighbourhood cheaply (its epsilon is never smaller), PLD settles it.
+    RDP finds the neighbourhood cheaply (its epsilon is never smaller), PLD settles it. ``cut`` is (population, largest
+    cohort) of a truncated Poisson sample; RDP then starts from the sample without a cut, whose epsilon is smaller.
 
     Raises:
         CalibrationError: the target is not positive, or no multiplier in [0.2, 10,000] reaches it.
@@ -34,10 +37,13 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
 
     @lru_cache
     def excess_pld(log_z: float) -> float:
-        spent = pld_epsilon(((math.exp(log_z), sample_rate, rounds),), target_delta)
+        row: Row = (math.exp(log_z), sample_rate, rounds, *cut)
+        spent = pld_epsilon((row,), target_delta)
         return math.log(max(spent, 1e-300) / target_epsilon)  # enough noise at a large delta spends nothing
 
     high = _by_rdp(target_epsilon, target_delta, sample_rate, rounds)
+    while high < _LARGEST and cut and excess_pld(math.log(high)) > 0:
+        high = min(_LARGEST, 1.25 * high)
     if high == _LARGEST and excess_pld(math.log(high)) > 0:
         raise _unreachable(target_epsilon, target_delta, f"even noise multiplier {_LARGEST:g} spends more")
     low = high
@@ -47,7 +53,7 @@ def calibrate_noise_multiplier(target_epsilon: float, target_delta: float, sampl
         high, low = low, max(_SMALLEST, 0.85 * low)
     root = math.exp(brentq(excess_pld, math.log(low), math.log(high), xtol=1e-5, rtol=1e-5))
     z = round(math.ceil(root / _STEP) * _STEP, 4)
-    while pld_epsilon(((z, sample_rate, rounds),), target_delta) > target_epsilon:
+    while excess_pld(math.log(z)) > 0 or pld_epsilon(((z, sample_rate, rounds, *cut),), target_delta) > target_epsilon:
         z = round(z + _STEP, 4)
     return z
 

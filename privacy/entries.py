@@ -97,6 +97,7 @@ class Reservation:
     seq: int
     round: int
     events: Events
+    scope: str = "federation"  # whose book: as in the header
     _used_by: set[str] = field(default_factory=set, compare=False, repr=False)
     _closed: list[str] = field(default_factory=list, compare=False, repr=False)
 
@@ -179,11 +180,12 @@ def view_of(chain: Chain, name: str) -> LedgerView:
     """A verified chain -> a verified ledger."""
     if not chain.entries or chain.entries[0].kind != "open":
         raise _disorder(name, 1, "A ledger begins with an `open` line")
-    reader = _Reader(name)
+    header = LedgerHeader.from_json(chain.entries[0].body, name)
+    reader = _Reader(name, header.scope)
     for entry in chain.entries[1:]:
         reader.take(entry)
     return LedgerView(
-        LedgerHeader.from_json(chain.entries[0].body, name),
+        header,
         chain.head,
         len(chain.entries),
         tuple(reader.reservations),
@@ -197,8 +199,8 @@ def view_of(chain: Chain, name: str) -> LedgerView:
 class _Reader:
     """Walks the entries after ``open`` and enforces the ordering rules."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, scope: str) -> None:
+        self.name, self.scope = name, scope
         self.reservations: list[Reservation] = []
         self.given_back: set[int] = set()
         self.committed: set[int] = set()
@@ -230,7 +232,7 @@ class _Reader:
         if set(events) != {a.value for a in Adversary}:
             raise _disorder(self.name, entry.seq + 1, "A reservation has one event per adversary")
         decoded = {Adversary(name): event_from_json(fields) for name, fields in events.items()}
-        self._open = Reservation(entry.seq, number, decoded)
+        self._open = Reservation(entry.seq, number, decoded, self.scope)
         self.reservations.append(self._open)
 
     def _close(self, entry: Entry) -> int:

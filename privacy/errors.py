@@ -20,6 +20,10 @@ class CodedError(Exception):
         super().__init__(f"{self.code}: {what} {why} {fix}")
         self.what, self.why, self.fix = what, why, fix
 
+    def __reduce__(self) -> tuple[type[CodedError], tuple[str, str, str]]:
+        """Errors cross process borders whole."""
+        return type(self), (self.what, self.why, self.fix)
+
     def diagnostics(self) -> str:
         """Three lines for a terminal: what, why, what to do."""
         return f"error[{self.code}] {self.what}\n  why: {self.why}\n  fix: {self.fix}"
@@ -69,6 +73,12 @@ class TermsRefusal(CodedError):  # noqa: N818 - a refusal is an answer, not a fa
     """The client's own terms do not allow what the server asks for."""
 
     code = "FP413"
+
+
+class LabelsError(CodedError):
+    """Randomised labels that were drawn and kept cannot be used as they are."""
+
+    code = "FP414"
 
 
 class LedgerError(CodedError):

@@ -117,7 +117,8 @@ class Ledger:
         entry = self._writer.append("reserve", body, durable=True)
         for adversary, event in events.items():
             self._spent[adversary][event] += 1
-        self._open, self._round = Reservation(entry.seq, round_number, dict(events)), round_number
+        self._open = Reservation(entry.seq, round_number, dict(events), self.header.scope)
+        self._round = round_number
         return self._open
 
     def retry(self, reservation: Reservation, sealed_digest: str) -> None:

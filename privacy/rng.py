@@ -18,8 +18,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from privacy.errors import ParameterError
 
-_TWO_64 = 2.0**64
-
 
 class Stream:
     """A stream of uniform 64-bit words from AES-256-CTR under one 32-byte key."""
@@ -50,13 +48,6 @@ class Stream:
         numerator, denominator = probability.as_integer_ratio()
         threshold = np.uint64((numerator << 64) // denominator)
         return self.words(n) < threshold
-
-    def gaussian(self, n: int) -> npt.NDArray[np.float64]:
-        """``n`` standard normal numbers by Box-Muller from 64-bit words, shape [n]; tails reach 9.4 sd."""
-        half = (n + 1) // 2
-        radius = np.sqrt(-2.0 * np.log((self.words(half).astype(np.float64) + 1.0) / _TWO_64))
-        angle = 2.0 * np.pi * (self.words(half).astype(np.float64) / _TWO_64)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
 
 
 class RandomSource(Protocol):

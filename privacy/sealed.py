@@ -2,7 +2,8 @@
 
 ``Entrusted``: clipped, not noised; only under trust ``central``, only to the server that the client's terms name.
 ``LocallyPrivate``: noised by the client itself. Both have the same fields and the same size for every round, client and
-realised sample (rule 8); nothing else of a client is ever serialised.
+realised sample (rule 8); nothing else of a client is ever serialised. Their numbers are multiples of the public grid
+step of bound and dimension: what is off the grid is no message of ours, and has low-order bits that nobody accounted for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from privacy.errors import SealedMessageError
+from privacy.clipping import grid_step
+from privacy.errors import ParameterError, SealedMessageError
 
 _HEAD = struct.Struct("<4sBIIId")  # magic, version, client, round, dimension, bound
 _VERSION = 1
@@ -30,7 +32,18 @@ class _Sealed:
     magic: ClassVar[bytes]
 
     def to_bytes(self) -> bytes:
-        """Fixed-size bytes: header and little-endian 64-bit floats."""
+        """Fixed-size bytes: header and little-endian 64-bit floats.
+
+        Raises:
+            SealedMessageError: client or round does not fit 32 bits.
+        """
+        for name, number in (("client", self.client), ("round", self.round)):
+            if not 0 <= number < 2**32:
+                raise SealedMessageError(
+                    f"The {name} number {number} does not fit a message.",
+                    "It has 32 bits, without a sign.",
+                    f"Number {name}s from 0 or 1 upwards.",
+                )
         head = _HEAD.pack(self.magic, _VERSION, self.client, self.round, len(self.value), self.l2_bound)
         return head + self.value.astype("<f8").tobytes()
 
@@ -61,7 +74,8 @@ def sealed_from_bytes(data: bytes, expected: type[Sealed], client: int, round_nu
     """Unverified bytes -> the message that was expected from this client in this round.
 
     Raises:
-        SealedMessageError: wrong length, type, version, client, round or dimension, or a number that is not finite.
+        SealedMessageError: wrong length, type, version, client, round or dimension, or a number that is not finite or not on
+            the grid.
     """
     if len(data) != size_of(dimension):
         raise _malformed(client, f"{len(data)} bytes instead of {size_of(dimension)}")
@@ -71,6 +85,13 @@ def sealed_from_bytes(data: bytes, expected: type[Sealed], client: int, round_nu
     value = np.frombuffer(data, dtype="<f8", offset=_HEAD.size).astype(np.float64)
     if not np.isfinite(value).all() or not np.isfinite(bound):
         raise _malformed(client, "a number that is not finite")
+    try:
+        with np.errstate(over="ignore"):
+            steps = value / grid_step(bound, dimension)
+    except ParameterError:
+        raise _malformed(client, f"a bound of {bound:g}, which bounds nothing") from None
+    if (np.rint(steps) != steps).any() or not (np.abs(steps) <= 2.0**52).all():
+        raise _malformed(client, "a number off the grid of its bound")
     return expected(who, when, value, bound)
 
 

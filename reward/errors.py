@@ -14,6 +14,10 @@ class RewardError(Exception):
         super().__init__(f"{self.code}: {what} {why} {fix}")
         self.what, self.why, self.fix = what, why, fix
 
+    def __reduce__(self) -> tuple[type[RewardError], tuple[str, str, str]]:
+        """Errors cross process borders whole."""
+        return type(self), (self.what, self.why, self.fix)
+
     def diagnostics(self) -> str:
         """Three lines for a terminal: what, why, what to do."""
         return f"error[{self.code}] {self.what}\n  why: {self.why}\n  fix: {self.fix}"

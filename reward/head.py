@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reward.errors import PublicDataError
-from reward.losses import bradley_terry
+from reward.losses import bradley_terry, debiased_bradley_terry
 from reward.pairs import FeaturePairs
 
 Array = npt.NDArray[np.float32]
@@ -78,6 +79,16 @@ class RewardHead(nn.Module):
 def bradley_terry_objective(head: RewardHead, batch: FeaturePairs) -> Tensor:
     """Weighted Bradley-Terry loss of every pair, shape [n]."""
     return batch.weight * bradley_terry(head(batch.chosen), head(batch.rejected))
+
+
+def debiased_objective(flip_probability: float) -> Callable[[RewardHead, FeaturePairs], Tensor]:
+    """The weighted Bradley-Terry loss for labels under randomised response, shape [n]."""
+
+    def objective(head: RewardHead, batch: FeaturePairs) -> Tensor:
+        scores = head(batch.chosen), head(batch.rejected)
+        return batch.weight * debiased_bradley_terry(*scores, flip_probability)
+
+    return objective
 
 
 def set_weight(head: RewardHead, weight: npt.NDArray[np.float64]) -> None:

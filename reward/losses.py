@@ -12,3 +12,28 @@ def bradley_terry(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
     TRL's ``RewardTrainer`` takes the mean of the same loss.
     """
     return -functional.logsigmoid(chosen_scores - rejected_scores)
+
+
+def debiased_logistic(margins: Tensor, flip_probability: float) -> Tensor:
+    """((1 - p) l(m) - p l(-m)) / (1 - 2 p) with l(m) = -log sigmoid(m), shape [n].
+
+    If labels were flipped with probability p, its expectation over the flips is l of the true label: (1 - p) times the
+    loss of an unflipped pair plus p times that of a flipped one leaves l(m) (Natarajan et al. 2013, lemma 1). It is
+    TRL's ``loss_type: robust`` with ``label_smoothing`` p (Chowdhury, Kini and Natarajan 2024, eq. 13), for the margin
+    of Bradley-Terry, r_chosen - r_rejected, as for that of DPO, beta times the difference of log ratios. It is
+    unbounded below where the margin contradicts a label; per-unit clipping bounds what a unit can do with that.
+
+    | case | result |
+    |---|---|
+    | p = 0 | l(m) |
+    | p outside [0, 1/2) | ValueError: at 1/2 a label says nothing |
+    """
+    if not 0.0 <= flip_probability < 0.5:
+        raise ValueError(f"flip_probability={flip_probability} is not in [0, 1/2)")
+    kept, flipped = -functional.logsigmoid(margins), -functional.logsigmoid(-margins)
+    return ((1.0 - flip_probability) * kept - flip_probability * flipped) / (1.0 - 2.0 * flip_probability)
+
+
+def debiased_bradley_terry(chosen_scores: Tensor, rejected_scores: Tensor, flip_probability: float) -> Tensor:
+    """Bradley-Terry under labels flipped with a known probability, unbiased for the true labels, shape [n]."""
+    return debiased_logistic(chosen_scores - rejected_scores, flip_probability)

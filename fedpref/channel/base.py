@@ -16,6 +16,7 @@ class RoundRequest:
     round: int
     manifest_digest: str
     parameters: npt.NDArray[np.float64]
+    clipping_norm: float | None = None  # under adaptive clipping: the norm of this round, from noised counts
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.report.build import rounded_up
-
 if TYPE_CHECKING:
+    from fedpref.config import Recipe
     from fedpref.plan import AdversaryRow, Plan
 
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe by path or shipped name.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="privacy key and values, e.g. target_epsilon=0.5,1,2,4,8: one plan for each.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
     """Say what a run would do and cost: noise, epsilon per adversary, bytes, time. Trains nothing, reads no data."""
     from fedpref.recipes import find_recipe, parse_override, read_recipe
 
     loaded = read_recipe(find_recipe(recipe), dict(parse_override(text) for text in overrides or []))
+    if sweep is not None:
+        _sweep(loaded, sweep, as_json=as_json)
+        return
     from fedpref.plan import make_plan
 
     the_plan = make_plan(loaded)
@@ -31,6 +37,39 @@ def plan(
         return
     for line in plan_lines(the_plan):
         typer.echo(line)
+
+
+def _sweep(recipe: Recipe, text: str, *, as_json: bool) -> None:
+    from fedpref.plan import sweep
+    from fedpref.recipes import parse_override
+
+    key, _, values = text.partition("=")
+    key = key.removeprefix("privacy.")
+    plans = sweep(recipe, key, [parse_override(f"{key}={value}")[1] for value in values.split(",")])
+    shown = values.split(",")
+    if as_json:
+        rows = [{key: value, **plan.to_json()} for value, plan in zip(shown, plans, strict=True)]
+        typer.echo(json.dumps({"schema": "fedpref-sweep-1", "key": f"privacy.{key}", "plans": rows}, indent=2))
+        return
+    for line in sweep_lines(key, shown, plans):
+        typer.echo(line)
+
+
+def sweep_lines(key: str, values: list[str], plans: list[Plan]) -> Iterator[str]:
+    """A table: one line per value, one column per adversary."""
+    p = plans[0].recipe.privacy
+    yield f"unit {p.unit.value}, trust {p.trust.value}, delta {p.target_delta:g}; epsilon in total, against"
+    heads = [row.adversary.value.replace("_", " ") for row in plans[0].rows]
+    alone = [f"{row.adversary.value.replace('_', ' ')} (alone)" for row in plans[0].node_rows if not row.trusted]
+    yield "  " + "".join(f"{cell:>18}" for cell in (key, "noise multiplier", *heads, *alone))
+    for value, plan in zip(values, plans, strict=True):
+        own = [_cell(row, row.epsilon_total) for row in plan.node_rows if not row.trusted]
+        cells = [value, f"{plan.noise_multiplier:g}", *(_cell(row, row.epsilon_total) for row in plan.rows), *own]
+        yield "  " + "".join(f"{cell:>18}" for cell in cells)
+    if alone:
+        yield "  (alone): what a client can vouch for by itself, un-amplified"
+    if p.rng == "seeded":
+        yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
 
 
 def plan_lines(the_plan: Plan) -> Iterator[str]:
@@ -47,6 +86,13 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     if the_plan.node_rows:
         yield "  what a client can vouch for by itself (un-amplified, if the server adds the promised noise):"
         yield from (_row(row) for row in the_plan.node_rows)
+    if the_plan.labels:
+        labels = the_plan.labels
+        most = labels.label_epsilon * labels.labels_per_unit
+        yield (
+            f"  labels: each flipped once with probability {labels.flip_probability:.3f}, label epsilon "
+            f"{labels.label_epsilon:g}; at most {most:g} per {p.unit.value}, against everybody, beside the total above"
+        )
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
     memory = (
@@ -57,9 +103,12 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     )
 
 
-def _row(row: AdversaryRow) -> str:
-    def cell(value: float) -> str:
-        return "none: trusted" if row.trusted else rounded_up(value) if math.isfinite(value) else "INFINITE"
+def _cell(row: AdversaryRow, value: float) -> str:
+    from privacy.report.build import rounded_up  # here: `fedpref --help` loads no numpy
 
+    return "none: trusted" if row.trusted else rounded_up(value) if math.isfinite(value) else "INFINITE"
+
+
+def _row(row: AdversaryRow) -> str:
     who = row.adversary.described.split(" (")[0]
-    return f"    {who:<44} {cell(row.epsilon_per_round):>14} {cell(row.epsilon_total):>14}"
+    return f"    {who:<44} {_cell(row, row.epsilon_per_round):>14} {_cell(row, row.epsilon_total):>14}"

@@ -6,16 +6,18 @@ Order of a round: check the request, book it in the node's own ledger (durable),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpref.channel.base import RoundRequest
 from fedpref.client.work import NodeData
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
 from fedpref.manifest import Manifest
+from privacy.adaptive import QuantileClipping
 from privacy.clipping import ClippedSum, clip_and_sum
 from privacy.gradients import per_unit_gradients
 from privacy.ledger import Ledger, Reservation
@@ -23,6 +25,9 @@ from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource
 from privacy.units import Trust
 from reward.head import RewardHead, bradley_terry_objective, set_weight
+from reward.pairs import FeaturePairs
+
+Objective = Callable[[RewardHead, FeaturePairs], Tensor]
 
 
 class Node:
@@ -39,10 +44,14 @@ class Node:
         ledger: Ledger,
         journal: SealedJournal,
         rng: RandomSource,
+        clipping: QuantileClipping | None = None,
+        objective: Objective = bradley_terry_objective,
     ) -> None:
+        """``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound."""
         self._name, self._num_clients, self._data = name, num_clients, data
         self._manifest, self._mechanism = manifest, mechanism
         self._ledger, self._journal, self._rng = ledger, journal, rng
+        self._clipping, self._objective = clipping, objective
         self._head = RewardHead(manifest.dimension)
         self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
 
@@ -59,7 +68,9 @@ class Node:
             self._finish_booking(request.round)
             return kept
         reservation = self._reserve(request.round)
-        messages = [self._seal(i, total, reservation) for i, total in enumerate(self._clipped_sums(request))]
+        mechanism = self._mechanism_of(request)
+        sums = self._clipped_sums(request, mechanism)
+        messages = [self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)]
         self._journal.save(request.round, messages)
         self._ledger.commit(reservation)
         return messages
@@ -69,10 +80,11 @@ class Node:
             request.manifest_digest != self._manifest.digest
             or request.parameters.shape != (self._manifest.dimension,)
             or request.round < 1
+            or (request.clipping_norm is None) != (self._clipping is None)
         ):
             raise RunFolderError(
                 f"Round {request.round} asks for another trainable part than this node has.",
-                "Names, shapes or the round number differ.",
+                "Names, shapes, the way of clipping or the round number differ.",
                 "Run server and nodes from one resolved recipe.",
             )
 
@@ -80,12 +92,12 @@ class Node:
         """Book the round; an interrupted one whose bytes never left goes on under its own booking."""
         interrupted = self._ledger.open_reservation
         if interrupted is None:
-            return self._ledger.reserve(round_number, self._mechanism.node_events())
+            return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
         if interrupted.round == round_number:
             self._ledger.retry(interrupted, "never sent")
             return interrupted
         self._ledger.abort(interrupted, "superseded by another round", spent=True)
-        return self._ledger.reserve(round_number, self._mechanism.node_events())
+        return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
 
     def _finish_booking(self, round_number: int) -> None:
         """The kept bytes of a round are its booking's; close it if a kill left it open."""
@@ -93,19 +105,25 @@ class Node:
         if interrupted is not None and interrupted.round == round_number:
             self._ledger.commit(interrupted)
 
-    def _clipped_sums(self, request: RoundRequest) -> list[ClippedSum]:
+    def _mechanism_of(self, request: RoundRequest) -> GaussianMechanism:
+        """The mechanism with the bound of this round."""
+        if self._clipping is None or request.clipping_norm is None:
+            return self._mechanism
+        return replace(self._mechanism, max_grad_norm=self._clipping.joint_bound(request.clipping_norm))
+
+    def _clipped_sums(self, request: RoundRequest, mechanism: GaussianMechanism) -> list[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
-        selected = self._mechanism.sampling.select(coins, self._data.num_units)
+        selected = mechanism.sampling.select(coins, self._data.units, request.round)
         set_weight(self._head, request.parameters)
         batch = self._data.batch(selected)
         num_selected = int(selected.sum())
-        gradients = per_unit_gradients(self._head, bradley_terry_objective, batch, num_selected, self._trainable)
-        return clip_and_sum(
-            torch.Tensor.numpy(gradients), self._data.client[selected], self._num_clients, self._mechanism.max_grad_norm
-        )
+        rows = torch.Tensor.numpy(per_unit_gradients(self._head, self._objective, batch, num_selected, self._trainable))
+        if self._clipping is not None and request.clipping_norm is not None:
+            rows = self._clipping.with_bits(rows, request.clipping_norm)
+        return clip_and_sum(rows, self._data.client[selected], self._num_clients, mechanism.max_grad_norm)
 
-    def _seal(self, client: int, total: ClippedSum, reservation: Reservation) -> bytes:
-        if self._mechanism.trust is Trust.CENTRAL:
-            return self._mechanism.entrust(total, reservation, client).to_bytes()
-        return self._mechanism.release_locally(total, reservation, client, self._rng).to_bytes()
+    def _seal(self, client: int, total: ClippedSum, reservation: Reservation, mechanism: GaussianMechanism) -> bytes:
+        if mechanism.trust is Trust.CENTRAL:
+            return mechanism.entrust(total, reservation, client).to_bytes()
+        return mechanism.release_locally(total, reservation, client, self._rng).to_bytes()

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedpref.data.preferences import Preferences
 from fedpref.data.split import hash_fraction
 from fedpref.journal import write_durably
-from privacy.units import PrivacyUnit
+from privacy.units import PrivacyUnit, Units
 from reward.features import Array
 from reward.pairs import Conversation, FeaturePairs
 
@@ -92,7 +92,7 @@ class NodeData:
     """The training records of all clients of one node, sorted by unit.
 
     Shapes: ``chosen`` and ``rejected`` [n, d] fp32, ``weight`` [n], ``start`` [units + 1] (records of unit u are
-    start[u] .. start[u+1]), ``client`` [units].
+    start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.units.Units``.
     """
 
     chosen: Tensor
@@ -100,6 +100,12 @@ class NodeData:
     weight: Tensor
     start: npt.NDArray[np.int64]
     client: npt.NDArray[np.int64]
+    place: npt.NDArray[np.float64]
+
+    @property
+    def units(self) -> Units:
+        """What sampling may look at."""
+        return Units(self.client, self.place)
 
     @property
     def num_units(self) -> int:
@@ -144,6 +150,7 @@ def prepare_node(
         torch.from_numpy(np.repeat(1.0 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         np.concatenate([np.full(len(p.counts), p.client) for p in parts] or [np.zeros(0)]).astype(np.int64),
+        np.concatenate([p.place for p in parts] or [np.zeros(0)]),
     )
 
 
@@ -153,22 +160,31 @@ class _Rows:
     chosen: npt.NDArray[np.int64]
     rejected: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    place: npt.NDArray[np.float64]
 
 
 def _client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) -> _Rows:
-    order = np.array([hash_fraction(f"order:{data.user[i]}:{_pair_name(data, i)}") for i in range(len(data))])
+    names = [f"{data.user[i]}:{pair_name(data, i)}" for i in range(len(data))]
+    order = np.array([hash_fraction(f"order:{name}") for name in names])
     if unit is PrivacyUnit.EXAMPLE:
         keep = np.argsort(order, kind="stable")
-        return _Rows(client, data.chosen[keep], data.rejected[keep], np.ones(len(keep), dtype=np.int64))
-    _, owner = np.unique(data.user, return_inverse=True)
+        place = _places([names[i] for i in keep])
+        return _Rows(client, data.chosen[keep], data.rejected[keep], np.ones(len(keep), dtype=np.int64), place)
+    users, owner = np.unique(data.user, return_inverse=True)
     by_user = np.lexsort((order, owner))
     counts = np.bincount(owner) if len(owner) else np.zeros(0, dtype=np.int64)
     rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     keep = by_user[rank < limit]
-    return _Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit))
+    place = _places([str(user) for user in users])
+    return _Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit), place)
 
 
-def _pair_name(data: Preferences, i: int) -> str:
+def _places(names: Sequence[str]) -> npt.NDArray[np.float64]:
+    return np.array([hash_fraction(f"place:{name}") for name in names], dtype=np.float64)
+
+
+def pair_name(data: Preferences, i: int) -> str:
+    """A name of the two texts of record ``i``, the same whichever of them is preferred."""
     return "|".join(sorted((_digest(data.texts[data.chosen[i]]), _digest(data.texts[data.rejected[i]]))))
 
 

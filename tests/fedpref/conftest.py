@@ -18,7 +18,9 @@ from fedpref.channel.local import LocalChannel
 from fedpref.cli import main
 from fedpref.config import Recipe
 from fedpref.recipes import read_recipe
+from privacy.rng import Stream
 from privacy.sampling import PoissonSampling
+from privacy.units import Units
 from tests.tiny import write_recipe
 
 PLANTED_TEXT, PLANTED_USER = "Zebrafinch", "wintermute"
@@ -92,8 +94,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Fini
         messages.append([reply for reply in replies if isinstance(reply, bytes)])
         return replies
 
-    def spy_select(self: PoissonSampling, stream: object, n: int) -> npt.NDArray[np.bool_]:
-        drawn.append(select(self, stream, n))  # type: ignore[arg-type]
+    def spy_select(self: PoissonSampling, stream: Stream, units: Units, number: int) -> npt.NDArray[np.bool_]:
+        drawn.append(select(self, stream, units, number))
         return drawn[-1]
 
     with (

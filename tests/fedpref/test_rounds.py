@@ -17,13 +17,13 @@ from fedpref.client.node import Node
 from fedpref.folder import RunFolder
 from fedpref.tracking import JsonlTracker
 from fedpref.training import train_reward_head
-from privacy.events import GaussianEvent, NonPrivateEvent, TrustedEvent
+from privacy.events import NonPrivateEvent, TrustedEvent
 from privacy.ledger import read_ledger
-from privacy.noise import gaussian_noise
 from privacy.report import build_report, verify
 from privacy.rng import SeededNonPrivateRandom
 from privacy.sealed import Entrusted, sealed_from_bytes
 from privacy.units import Adversary, Trust
+from tests.privacy.oracles import discrete, grid_noise
 from tests.tiny import make_recipe, train, training_input
 
 SEEDED: dict[str, Any] = {"privacy__rng": "seeded"}
@@ -53,7 +53,7 @@ def test_training_is_the_algorithm_box(tmp_path: Path, monkeypatch: pytest.Monke
     for number, (request, messages) in enumerate(seen, 1):
         assert np.array_equal(request.parameters, parameters)
         sums = [sealed_from_bytes(m, Entrusted, i, number, 8).value for i, m in enumerate(messages)]
-        noise = gaussian_noise(rng.stream("noise", round=number), 1.5 * 0.5, 8)
+        noise = grid_noise(rng.stream("noise", round=number), 1.5 * 0.5, 0.5, 8)
         velocity = 0.9 * velocity + (np.sum(sums, axis=0) + noise) / (0.3 * 50)
         parameters = parameters - 1.0 * velocity
         parameters = _exact(tmp_path, number, parameters)
@@ -113,7 +113,7 @@ def test_central_books_amplified_for_readers_trusted_for_the_server_and_unamplif
 ) -> None:
     recipe = make_recipe(tmp_path)
     train(recipe)
-    amplified, plain = GaussianEvent(1.5, 0.3), GaussianEvent(1.5, 1.0)
+    amplified, plain = discrete(1.5, 0.3), discrete(1.5, 1.0)
     federation, node = events_of(recipe)
     assert federation == {
         Adversary.READER: amplified,
@@ -127,7 +127,7 @@ def test_local_books_the_same_event_against_everybody_in_both_ledgers(tmp_path: 
     recipe = make_recipe(tmp_path, privacy__trust="local")
     train(recipe)
     federation, node = events_of(recipe)
-    assert federation == node == dict.fromkeys(Adversary, GaussianEvent(1.5, 0.3))
+    assert federation == node == dict.fromkeys(Adversary, discrete(1.5, 0.3))
 
 
 def test_no_noise_is_booked_as_no_privacy(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_empty_sample_gives_pure_noise_and_the_run_goes_on(tmp_path: Path) ->
     weight = train_reward_head(replace(given, data=nobody), folder, [], lambda _: None)
     optimizer, rng = ServerOptimizer(recipe.reward, 8, ROUNDS), SeededNonPrivateRandom(recipe.seed)
     for number in range(1, ROUNDS + 1):
-        optimizer.step(gaussian_noise(rng.stream("noise", round=number), 0.75, 8) / 15.0)
+        optimizer.step(grid_noise(rng.stream("noise", round=number), 0.75, 0.5, 8) / 15.0)
     np.testing.assert_allclose(weight, optimizer.averaged, rtol=1e-12)
 
 

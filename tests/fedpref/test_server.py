@@ -18,11 +18,11 @@ from fedpref.plan import make_plan
 from fedpref.server import Server
 from privacy.ledger import Reservation
 from privacy.mechanism import GaussianMechanism
-from privacy.noise import gaussian_noise
 from privacy.rng import SeededNonPrivateRandom
 from privacy.sampling import PoissonSampling
 from privacy.sealed import Entrusted, LocallyPrivate
 from privacy.units import Trust
+from tests.privacy.oracles import grid_noise
 from tests.tiny import make_recipe, votes, write_dataset
 
 D, CLIP, DIVISOR = 3, 0.5, 10.0
@@ -48,14 +48,14 @@ def reservation(trust: Trust = Trust.CENTRAL, number: int = 1) -> Reservation:
     return Reservation(1, number, GaussianMechanism(trust, PoissonSampling(0.1), CLIP, 2.0).events())
 
 
-def entrusted(client: int, value: float = 0.1, number: int = 1, bound: float = CLIP) -> bytes:
+def entrusted(client: int, value: float = 0.125, number: int = 1, bound: float = CLIP) -> bytes:
     return Entrusted(client, number, np.full(D, value), bound).to_bytes()
 
 
 def test_the_release_is_the_sum_plus_one_draw_of_the_planned_noise() -> None:
-    released = server().release([entrusted(0, 0.1), entrusted(1, 0.2), entrusted(2, -0.05)], reservation())
-    noise = gaussian_noise(RNG.stream("noise", round=1), 2.0 * CLIP, D)
-    np.testing.assert_allclose(released.value, 0.25 + noise, rtol=1e-12)
+    released = server().release([entrusted(0, 0.125), entrusted(1, 0.25), entrusted(2, -0.0625)], reservation())
+    noise = grid_noise(RNG.stream("noise", round=1), 2.0 * CLIP, CLIP, D)
+    np.testing.assert_allclose(released.value, 0.3125 + noise, rtol=1e-12)
     assert released.noise_std == 2.0 * CLIP
 
 
@@ -76,6 +76,7 @@ MALFORMED = {
     "another dimension": Entrusted(1, 1, np.zeros(D + 1), CLIP).to_bytes(),
     "NaN": entrusted(1, float("nan")),
     "infinity": entrusted(1, float("inf")),
+    "off the grid": entrusted(1, 0.1),
     "another bound": entrusted(1, bound=2 * CLIP),
     "a bound that is no number": entrusted(1, bound=float("nan")),
     "no answer": Failure("deadline passed"),
@@ -85,9 +86,9 @@ MALFORMED = {
 @pytest.mark.parametrize("reply", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_message_is_left_out_and_named_and_the_round_goes_on(reply: bytes | Failure) -> None:
     said: list[str] = []
-    released = server(said).release([entrusted(0, 0.1), reply, entrusted(2, 0.2)], reservation())
-    noise = gaussian_noise(RNG.stream("noise", round=1), 2.0 * CLIP, D)
-    np.testing.assert_allclose(released.value, 0.3 + noise, rtol=1e-12)
+    released = server(said).release([entrusted(0, 0.125), reply, entrusted(2, 0.25)], reservation())
+    noise = grid_noise(RNG.stream("noise", round=1), 2.0 * CLIP, CLIP, D)
+    np.testing.assert_allclose(released.value, 0.375 + noise, rtol=1e-12)
     assert released.noise_std == 2.0 * CLIP  # the noise does not depend on who answered
     assert len(said) == 1
     assert "client 1 " in said[0].lower()
@@ -105,8 +106,8 @@ def test_a_round_without_a_usable_message_stops_coded() -> None:
 def test_a_surplus_reply_is_left_out() -> None:
     said: list[str] = []
     released = server(said, num_clients=2).release([entrusted(0), entrusted(1), entrusted(2, 100.0)], reservation())
-    noise = gaussian_noise(RNG.stream("noise", round=1), 2.0 * CLIP, D)
-    np.testing.assert_allclose(released.value, 0.2 + noise, rtol=1e-12)
+    noise = grid_noise(RNG.stream("noise", round=1), 2.0 * CLIP, CLIP, D)
+    np.testing.assert_allclose(released.value, 0.25 + noise, rtol=1e-12)
     assert len(said) == 1
 
 

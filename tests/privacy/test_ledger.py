@@ -268,7 +268,7 @@ def without_server() -> dict[Adversary, Any]:
         pytest.param(3, without_server(), id="an adversary left out"),
         pytest.param(3, {}, id="no events"),
         pytest.param(3, events(GaussianEvent(8, 1.0)), id="an int that would not be read back"),
-        pytest.param(3, events(GaussianEvent(8.0, 1.0, "discrete")), id="a sampler nobody knows"),
+        pytest.param(3, events(GaussianEvent(8.0, 1.0, "uniform")), id="a sampler nobody knows"),
         pytest.param(3, events(GaussianEvent(math.nan, 1.0)), id="NaN"),
     ],
 )

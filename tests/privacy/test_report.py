@@ -20,6 +20,7 @@ from privacy.report.build import rounded_up
 from privacy.report.text import epsilon_text
 from privacy.units import Adversary, PrivacyUnit, Trust
 from tests.privacy.books import DELTA, REPEATABLE, write_run
+from tests.privacy.oracles import discrete
 
 
 def claimed(run: Path, adversary: Adversary = Adversary.READER) -> dict[str, Any]:
@@ -118,8 +119,8 @@ def test_a_trusted_server_has_a_row_that_says_so(tmp_path: Path) -> None:
 def test_figures_are_composed_from_the_ledgers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", rounds=4)
     fields = build_report(run).fields
-    assert claimed(run)["epsilon"] == epsilon({GaussianEvent(8.0, 0.5): 4}, DELTA)
-    assert claimed(run)["events"] == [{"count": 4, "event": GaussianEvent(8.0, 0.5).to_json()}]
+    assert claimed(run)["epsilon"] == epsilon({discrete(8.0, 0.5): 4}, DELTA)
+    assert claimed(run)["events"] == [{"count": 4, "event": discrete(8.0, 0.5).to_json()}]
     assert fields["nodes"][0]["rows"][0]["epsilon"] == epsilon({GaussianEvent(8.0, 1.0): 4}, DELTA)
     assert (fields["rounds_reserved"], fields["rounds_committed"]) == (4, 4)
     assert [x["file"] for x in fields["ledgers"]] == ["ledger.jsonl", "nodes/local/ledger.jsonl"]

@@ -149,26 +149,3 @@ def test_the_system_source_takes_256_fresh_bits_of_the_operating_system_for_ever
     assert rng.stream("coins").words(3).tolist() == Stream(KEY).words(3).tolist()
     rng.stream("coins")
     assert asked == [32, 32]
-
-
-def test_normal_numbers_are_finite_at_the_ends_of_the_word_range() -> None:
-    extremes = [0, TWO_64 - 1, 0, TWO_64 - 1]
-    numbers = FixedWords([*extremes, *reversed(extremes)]).gaussian(8)
-    assert np.isfinite(numbers).all()
-    assert np.abs(numbers).max() == pytest.approx(math.sqrt(2 * 64 * math.log(2)))
-
-
-@given(st.lists(st.tuples(st.integers(0, TWO_64 - 1), st.integers(0, TWO_64 - 1)), min_size=1, max_size=5))
-@REPEATABLE
-def test_normal_numbers_are_box_mullers(pairs: list[tuple[int, int]]) -> None:
-    u, v = [p[0] for p in pairs], [p[1] for p in pairs]
-    radius = [math.sqrt(-2 * math.log((w + 1) / TWO_64)) if w < TWO_64 - 1 else 0.0 for w in u]
-    angle = [2 * math.pi * w / TWO_64 for w in v]
-    oracle = [r * math.cos(a) for r, a in zip(radius, angle, strict=True)]
-    oracle += [r * math.sin(a) for r, a in zip(radius, angle, strict=True)]
-    np.testing.assert_allclose(FixedWords([*u, *v]).gaussian(2 * len(pairs)), oracle, rtol=1e-9, atol=1e-6)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 7])
-def test_any_number_of_normal_numbers_can_be_had(n: int) -> None:
-    assert Stream(KEY).gaussian(n).shape == (n,)

@@ -12,8 +12,15 @@ from scipy import stats
 from privacy.errors import ParameterError
 from privacy.rng import SeededNonPrivateRandom
 from privacy.sampling import PoissonSampling
+from privacy.units import Units
 
 ROUNDS, UNITS, RATE = 3000, 40, 0.2
+
+
+def units(*sizes: int) -> Units:
+    """Clients of these sizes, units evenly placed in each."""
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    return Units(client, np.concatenate([np.arange(n) / n for n in sizes if n] or [np.zeros(0)]))
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.0000001, math.nan, math.inf])
@@ -23,15 +30,15 @@ def test_a_rate_that_is_no_probability_is_refused(rate: float) -> None:
 
 
 def test_no_units_give_an_empty_mask() -> None:
-    assert PoissonSampling(0.5).select(SeededNonPrivateRandom(0).stream("coins"), 0).shape == (0,)
+    assert PoissonSampling(0.5).select(SeededNonPrivateRandom(0).stream("coins"), units(0), 1).shape == (0,)
 
 
 def test_rate_one_takes_everybody() -> None:
-    assert PoissonSampling(1.0).select(SeededNonPrivateRandom(0).stream("coins"), 9).all()
+    assert PoissonSampling(1.0).select(SeededNonPrivateRandom(0).stream("coins"), units(9), 1).all()
 
 
 def test_a_round_in_which_nobody_is_drawn_is_an_ordinary_mask() -> None:
-    mask = PoissonSampling(1e-12).select(SeededNonPrivateRandom(0).stream("coins"), 9)
+    mask = PoissonSampling(1e-12).select(SeededNonPrivateRandom(0).stream("coins"), units(9), 1)
     assert mask.shape == (9,)
     assert not mask.any()
 
@@ -39,7 +46,9 @@ def test_a_round_in_which_nobody_is_drawn_is_an_ordinary_mask() -> None:
 def cohorts(seed: int) -> npt.NDArray[np.bool_]:
     """[ROUNDS, UNITS] coins."""
     rng, sampling = SeededNonPrivateRandom(seed), PoissonSampling(RATE)
-    return np.stack([sampling.select(rng.stream("coins", round=r, node="a"), UNITS) for r in range(ROUNDS)])
+    return np.stack(
+        [sampling.select(rng.stream("coins", round=r, node="a"), units(UNITS), r + 1) for r in range(ROUNDS)]
+    )
 
 
 def size_p_values(coins: npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ KINDS: list[type[Sealed]] = [Entrusted, LocallyPrivate]
 
 
 def message(kind: type[Sealed] = Entrusted) -> Sealed:
-    return kind(CLIENT, ROUND, np.array([0.0, -1.5, 1e300, 5e-324]), 2.5)
+    return kind(CLIENT, ROUND, np.array([0.0, -1.5, 2.0**30, 2.0**-15]), 2.5)
 
 
 def opened(data: bytes, kind: type[Sealed] = Entrusted) -> Sealed:
@@ -97,7 +97,12 @@ def with_number(value: float) -> Callable[[bytes], bytes]:
         pytest.param(with_head(at=4, value=2**32 - 1), id="dimension too large"),
         pytest.param(with_head(at=5, value=math.nan), id="bound NaN"),
         pytest.param(with_head(at=5, value=math.inf), id="bound inf"),
+        pytest.param(with_head(at=5, value=0.0), id="bound zero"),
+        pytest.param(with_head(at=5, value=-2.5), id="bound negative"),
         pytest.param(with_number(math.nan), id="a NaN"),
+        pytest.param(with_number(2.0**-16), id="half a step of the grid"),
+        pytest.param(with_number(1.5 + 2.0**-52), id="low-order bits"),
+        pytest.param(with_number(2.0**53), id="beyond exact arithmetic"),
         pytest.param(with_number(math.inf), id="an inf"),
         pytest.param(with_number(-math.inf), id="a -inf"),
     ],
