@@ -29,6 +29,7 @@ ALLOWED_FIGURES = {
     "expected_cohort",
     "epsilon_reader",
     "target_epsilon",
+    "next_max_grad_norm",
     "noise_std",
     "pseudo_gradient_norm",
     "parameter_norm",
