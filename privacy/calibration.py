@@ -36,24 +36,36 @@ def calibrate_noise_multiplier(
         raise _unreachable(target_epsilon, target_delta, why)
 
     @lru_cache
-    def excess_pld(log_z: float) -> float:
+    def excess_pld(log_z: float, interval: float = 1e-4) -> float:
         row: Row = (math.exp(log_z), sample_rate, rounds, *cut)
-        spent = pld_epsilon((row,), target_delta)
+        spent = pld_epsilon((row,), target_delta, interval)
         return math.log(max(spent, 1e-300) / target_epsilon)  # enough noise at a large delta spends nothing
 
-    high = _by_rdp(target_epsilon, target_delta, sample_rate, rounds)
-    while high < _LARGEST and cut and excess_pld(math.log(high)) > 0:
-        high = min(_LARGEST, 1.25 * high)
-    if high == _LARGEST and excess_pld(math.log(high)) > 0:
-        raise _unreachable(target_epsilon, target_delta, f"even noise multiplier {_LARGEST:g} spends more")
-    low = high
-    while excess_pld(math.log(low)) <= 0:
-        if low == _SMALLEST:
-            return _SMALLEST
-        high, low = low, max(_SMALLEST, 0.85 * low)
-    root = math.exp(brentq(excess_pld, math.log(low), math.log(high), xtol=1e-5, rtol=1e-5))
-    z = round(math.ceil(root / _STEP) * _STEP, 4)
-    while excess_pld(math.log(z)) > 0 or pld_epsilon(((z, sample_rate, rounds, *cut),), target_delta) > target_epsilon:
+    def bracket(high: float, factor: float, interval: float) -> tuple[float, float]:
+        """(too little noise, enough noise) around the root; both the smallest multiplier where that is enough."""
+        while high < _LARGEST and excess_pld(math.log(high), interval) > 0:
+            high = min(_LARGEST, high / factor)
+        if excess_pld(math.log(high), interval) > 0:
+            raise _unreachable(target_epsilon, target_delta, f"even noise multiplier {_LARGEST:g} spends more")
+        low = high
+        while excess_pld(math.log(low), interval) <= 0:
+            if low == _SMALLEST:
+                return _SMALLEST, _SMALLEST
+            high, low = low, max(_SMALLEST, factor * low)
+        return low, high
+
+    def root(low: float, high: float, interval: float) -> float:
+        if low == high:
+            return low
+        ends = math.log(low), math.log(high)
+        return math.exp(brentq(excess_pld, *ends, args=(interval,), xtol=1e-5, rtol=1e-5))
+
+    # On a coarse grid of losses first (it errs upwards, hence enough noise), then between its root and a little less.
+    coarse = min(0.02, max(1e-4, target_epsilon / 200.0))
+    near = root(*bracket(_by_rdp(target_epsilon, target_delta, sample_rate, rounds), 0.85, coarse), coarse)
+    exact = root(*bracket(near, 0.99, 1e-4), 1e-4)
+    z = max(_SMALLEST, round(math.ceil(exact / _STEP) * _STEP, 4))
+    while pld_epsilon(((z, sample_rate, rounds, *cut),), target_delta) > target_epsilon:
         z = round(z + _STEP, 4)
     return z
 

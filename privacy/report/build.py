@@ -9,7 +9,7 @@ from typing import Any
 
 from privacy.accounting import epsilon
 from privacy.errors import LedgerError
-from privacy.events import TrustedEvent
+from privacy.events import GaussianEvent, TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
 from privacy.units import Adversary, PrivacyUnit, Trust
 
@@ -137,6 +137,14 @@ def _summary(view: LedgerView) -> str:
     )
 
 
+def _noise_assumptions(view: LedgerView) -> list[str]:
+    """Old ledgers have events of continuous noise; integers on a grid leave nothing to assume."""
+    events = view.nominal(Adversary.READER)
+    if not any(isinstance(event, GaussianEvent) and event.noise == "continuous" for event in events):
+        return []
+    return ["Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded."]
+
+
 def _assumptions(view: LedgerView) -> list[str]:
     header = view.header
     lines = [
@@ -145,7 +153,7 @@ def _assumptions(view: LedgerView) -> list[str]:
         "A user_id is one person and occurs in one client only (one person, one client): not checked.",
         "These figures are of this run alone; another run on the same people adds to them, and no book of both is kept.",
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
-        "Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded.",
+        *_noise_assumptions(view),
         "The time at which a message arrives is out of scope.",
     ]
     evaluated = header.facts.get("num_evaluation_users")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,14 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from privacy.clipping import ClippedSum, clip_and_sum
+from privacy.clipping import ClippedSum, clip_and_sum, grid_step
 from privacy.errors import MechanismMisuseError, ParameterError
 from privacy.events import Event, GaussianEvent, NonPrivateEvent, TrustedEvent
 from privacy.ledger import Ledger, Reservation
-from privacy.mechanism import GaussianMechanism
+from privacy.mechanism import LARGEST_DIMENSION, LOG_RATIO, SMOOTHING, TOTAL_VARIATION, GaussianMechanism
+from privacy.noise import DiscreteGaussian, eta
 from privacy.rng import SeededNonPrivateRandom, SystemRandom
-from privacy.sampling import PoissonSampling
+from privacy.sampling import FixedOrderSampling, PoissonSampling
 from privacy.units import Adversary, Trust
 from tests.privacy.books import header
 from tests.privacy.oracles import discrete, grid_noise
@@ -210,6 +213,68 @@ def test_under_local_trust_nothing_is_entrusted_and_the_server_adds_nothing(book
     with pytest.raises(MechanismMisuseError):
         mechanism.release(bounded(), books.reserve(mechanism), SeededNonPrivateRandom(0))
     assert not reservation.used
+
+
+def test_under_local_trust_a_client_needs_its_own_nodes_leave(books: Books) -> None:
+    """The events of both books are the same under `local`; the federation's booking is still not the node's."""
+    mechanism = make(Trust.LOCAL)
+    with pytest.raises(MechanismMisuseError, match="another party"):
+        mechanism.release_locally(bounded(), books.reserve(mechanism), 0, SeededNonPrivateRandom(0))
+    mechanism.release_locally(bounded(), books.reserve(mechanism, node=True), 0, SeededNonPrivateRandom(0))
+
+
+@pytest.mark.parametrize("value", [0.1, 2.0**-16, 2.0**60, math.nan, math.inf], ids=str)
+def test_a_sum_off_the_grid_is_not_released(books: Books, value: float) -> None:
+    off = ClippedSum(np.array([0.0, value, 1.0]), 2.0)
+    with pytest.raises(MechanismMisuseError):
+        make().release(off, books.reserve(make()), SeededNonPrivateRandom(0))
+    with pytest.raises(MechanismMisuseError):
+        make().entrust(off, books.reserve(make(), node=True), 0)
+
+
+def test_every_released_number_is_on_the_grid(books: Books) -> None:
+    released = make().release(bounded(dimension=200), books.reserve(make()), SystemRandom()).value
+    steps = released / grid_step(2.0, 200)
+    assert (steps == np.rint(steps)).all()
+    assert len(set((steps % 7).tolist())) == 7  # and not on a coarser one
+
+
+@pytest.mark.parametrize("z", [0.3, 1.5, 100.0, 2.0**14])
+@pytest.mark.parametrize("bound", [1e-6, 0.37, 2.0])
+def test_the_discrete_noise_is_the_booked_one_and_the_smoothing_on_top(z: float, bound: float) -> None:
+    step = grid_step(bound, 64)
+    variance = make(z=z, bound=bound).noise_variance(step)
+    assert variance == (Fraction(z) * Fraction(bound) / Fraction(step)) ** 2 + 9
+    assert float(variance) * step**2 == pytest.approx((z * bound) ** 2, rel=1e-6)
+
+
+def test_the_slack_that_is_booked_covers_the_largest_dimension() -> None:
+    """Of the sampler, of the convolution, and of the reduction to the Gaussian mechanism, over 2^32 coordinates."""
+    kappa = math.log1p(eta(SMOOTHING)) - math.log1p(-eta(SMOOTHING))
+    assert 0 < LARGEST_DIMENSION * max(kappa, 2.0 * eta(SMOOTHING)) < LOG_RATIO
+    for z in (0.01, 1.0, 300.0, 2.0**14):
+        for dimension in (1, 64, 10**7):
+            sampler = DiscreteGaussian.of_variance(make(z=z, bound=1.99).noise_variance(grid_step(1.99, dimension)))
+            assert 0 < LARGEST_DIMENSION * sampler.total_variation < TOTAL_VARIATION
+
+
+def test_a_composition_is_what_the_rounds_book_one_by_one() -> None:
+    order = GaussianMechanism(Trust.CENTRAL, FixedOrderSampling(3), 2.0, 1.5)
+    for mechanism in (make(), make(Trust.LOCAL), order):
+        for node in (False, True):
+            one_by_one: dict[Adversary, Counter[Event]] = {a: Counter() for a in Adversary}
+            for number in range(2, 8):
+                for adversary, event in (mechanism.node_events if node else mechanism.events)(number).items():
+                    one_by_one[adversary][event] += 1
+            assert mechanism.composition(2, 7, node=node) == one_by_one
+    assert make().composition(5, 4) == {a: Counter() for a in Adversary}
+
+
+def test_a_round_of_a_fixed_order_is_no_leave_for_another(books: Books) -> None:
+    order = GaussianMechanism(Trust.CENTRAL, FixedOrderSampling(3), 2.0, 1.5)
+    reservation = books.federation.reserve(2, order.events(1))  # booked as block 0, run as block 1
+    with pytest.raises(MechanismMisuseError):
+        order.release(bounded(), reservation, SeededNonPrivateRandom(0))
 
 
 def test_without_noise_the_sum_is_released_as_it_is(books: Books) -> None:

@@ -144,3 +144,10 @@ def test_any_bytes_are_refused_with_a_code_or_are_finite_numbers(noise: bytes) -
 
 def test_only_sealed_types_have_bytes() -> None:
     assert not hasattr(ClippedSum, "to_bytes")
+
+
+@pytest.mark.parametrize(("client", "number"), [(-1, 1), (2**32, 1), (1, -1), (1, 2**32)])
+def test_numbers_that_do_not_fit_a_message_are_refused_with_a_code(client: int, number: int) -> None:
+    with pytest.raises(SealedMessageError) as refusal:
+        Entrusted(client, number, np.zeros(2), 1.0).to_bytes()
+    assert refusal.value.code == "FP430"
