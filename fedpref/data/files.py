@@ -69,19 +69,25 @@ def open_table(spec: DatasetSpec, path: Path) -> Iterator[Table]:
             f"{path.name}: cannot be read.", f"{error.strerror}.", "Check the path and its rights."
         ) from None
     with file, contextlib.ExitStack() as texts:
-        if spec.sha256 and not Path(spec.path).is_dir():
+        if spec.sha256 or spec.public:
             _check_digest(file, spec, path.name)
         try:
             yield _table(file, path, texts)
         except (pyarrow.ArrowException, OSError, ValueError, csv.Error) as error:  # also UnicodeDecodeError, JSON
             raise BrokenFileError(
                 f"{path.name}: is truncated or not what its ending says.",
-                _reason(error),
+                reason_of(error),
                 f"Copy the file again; JSON and CSV must be UTF-8{_encoding_hint(file)}.",
             ) from None
 
 
 def _check_digest(file: io.BufferedReader, spec: DatasetSpec, name: str) -> None:
+    if spec.path.is_dir() or not spec.sha256:
+        raise DigestError(
+            f"{name}: cannot be checked.",
+            f"The description of {spec.name} has no SHA-256 of this one file, and public data are never read unchecked.",
+            "Describe one file, with its sha256; leave sha256 and public out for a folder.",
+        )
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)  # the same open file is read next: what was verified is what is parsed
     if digest != spec.sha256:
@@ -101,7 +107,7 @@ def _table(file: io.BufferedReader, path: Path, texts: contextlib.ExitStack) -> 
     return JsonRows(_json_array(text) if _starts_with_bracket(text) else _json_lines(text), path.name)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a file cannot be read; pyarrow quotes the offending row or value, which is private."""
     told = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, pyarrow.ArrowException):

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from fedpref.data.files import BATCH, JsonRows, Table, open_table
+from fedpref.data.files import BATCH, JsonRows, Table, open_table, reason_of
 from fedpref.data.schema import HUB, PLUGIN, DatasetSpec
 from fedpref.data.spec import call_plugin
-from fedpref.errors import DatasetError, NoNetworkError
+from fedpref.errors import BrokenFileError, DatasetError, NoNetworkError
 
 
 @contextlib.contextmanager
@@ -39,9 +39,14 @@ def _hub(spec: DatasetSpec, scratch: str) -> Iterator[Table]:
 
     name = spec.source.removeprefix(HUB)
     try:
-        stream = datasets.load_dataset(
-            name, spec.config, split=spec.split, revision=spec.revision, streaming=True, cache_dir=scratch
-        )
+        try:
+            stream = datasets.load_dataset(
+                name, spec.config, split=spec.split, revision=spec.revision, streaming=True, cache_dir=scratch
+            )
+        except ValueError as error:  # an unknown configuration or split; the message names those that exist
+            raise DatasetError(
+                f"{spec.name}: is not on the hub as described.", str(error)[:200], "Check `config` and `split`."
+            ) from None
         yield JsonRows(_rows(stream), name)
     except datasets.exceptions.DatasetNotFoundError:
         raise DatasetError(
@@ -49,15 +54,15 @@ def _hub(spec: DatasetSpec, scratch: str) -> Iterator[Table]:
             "The name, the revision or your access token is wrong.",
             "Check `source` and `revision`.",
         ) from None
-    except ValueError as error:  # an unknown configuration or split; the message names those that exist
-        raise DatasetError(
-            f"{spec.name}: cannot be read from the hub.", str(error)[:200], "Check `config` and `split`."
-        ) from None
     except OSError as error:
         raise NoNetworkError(
             f"{spec.name}: the hub cannot be reached.",
             f"{type(error).__name__} for {name}.",
             f"Fetch the file where there is a network and name it: {spec.name}@FILE.",
+        ) from None
+    except ValueError as error:
+        raise BrokenFileError(
+            f"{spec.name}: a file of it on the hub is broken.", reason_of(error), "Check it there, or use a copy."
         ) from None
 
 

@@ -7,15 +7,17 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from fedpref.data import files, remote, spec
 from fedpref.data.files import BATCH
 from fedpref.data.mapping import describe_file
 from fedpref.data.reading import Reading, read_dataset
 from fedpref.data.spec import DatasetSpec, find_dataset
-from fedpref.errors import BrokenFileError, DatasetError, MixedSchemaError, NoNetworkError
+from fedpref.errors import BrokenFileError, DatasetError, DigestError, MixedSchemaError, NoNetworkError
+from privacy.errors import CodedError
 from tests.fedpref.test_reading import PLANTED, ROW, WRITERS, spec_of, write_array, write_csv, write_jsonl
 
 ALL_WRITERS = {**WRITERS, ".json": write_array}
@@ -135,22 +137,12 @@ def test_where_keeps_the_rows_it_names(tmp_path: Path) -> None:
 def test_a_description_with_the_users_file_keeps_its_digest(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "mine.jsonl", [{"question": "q", "answer": "1\n#### 2"}])
     assert find_dataset(f"gsm8k@{path}").path == path
-    with pytest.raises(DatasetError, match="is not the file") as caught:
-        raise_as_dataset_error(f"gsm8k@{path}")
-    assert "gsm8k" in str(caught.value)
+    with pytest.raises(DigestError, match="is not the file that the description of gsm8k names"):
+        read_dataset(find_dataset(f"gsm8k@{path}"), need_user=False)
     with pytest.raises(DatasetError, match="No file"):
         find_dataset("gsm8k@nowhere.jsonl")
     with pytest.raises(DatasetError, match="Name your file: wmt_mqm@FILE"):
         _ = find_dataset("wmt_mqm").path
-
-
-def raise_as_dataset_error(name: str) -> None:
-    from fedpref.errors import DigestError
-
-    try:
-        read_dataset(find_dataset(name), need_user=False)
-    except DigestError as error:
-        raise DatasetError(error.what, error.why, error.fix) from None
 
 
 def hub_spec() -> DatasetSpec:
@@ -181,6 +173,46 @@ def test_the_hub_is_streamed_and_its_cache_is_gone_afterwards(monkeypatch: pytes
     assert asked["streaming"] is True
     assert (asked["name"], asked["config"], asked["split"], asked["revision"]) == ("org/name", "main", "test", "a" * 40)
     assert not Path(asked["cache_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("config 'x' is unknown; there is 'main'"), "FP201"), (None, "FP203")]
+)
+def test_what_is_wrong_on_the_hub_is_coded_without_a_value(
+    monkeypatch: pytest.MonkeyPatch, error: ValueError | None, code: str
+) -> None:
+    def broken() -> Any:
+        yield ROW
+        raise pyarrow.ArrowInvalid(f"Could not convert '{PLANTED}'")
+
+    def load(*_: Any, **__: Any) -> Any:
+        if error:
+            raise error
+        return IterableDataset.from_generator(broken)
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(CodedError) as caught:
+        read_dataset(hub_spec(), need_user=True)
+    assert caught.value.code == code
+    assert PLANTED not in str(caught.value)
+
+
+def test_public_data_are_never_read_unchecked(tmp_path: Path) -> None:
+    """A folder has no one digest, and a hub set's commit says nothing of somebody's file."""
+    file = write_jsonl(tmp_path / "d.jsonl", [ROW])
+    pinned = {
+        "revision": "a" * 40,
+        "public": True,
+        "reason": "r",
+        "license": "x",
+        "source": "hub/org/name",
+        "name": "h",
+    }
+    (tmp_path / "h.yaml").write_text(json.dumps(pinned))
+    for source in (file, tmp_path):
+        chosen = find_dataset(f"{tmp_path}/h.yaml@{source}")
+        with pytest.raises(DigestError, match="never read unchecked"):
+            read_dataset(chosen, need_user=False, path=file)
 
 
 class Point:
