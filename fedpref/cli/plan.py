@@ -63,11 +63,13 @@ def sweep_lines(key: str, values: list[str], plans: list[Plan]) -> Iterator[str]
     yield f"unit {p.unit.value}, trust {p.trust.value}, delta {p.target_delta:g}; epsilon in total, against"
     heads = [row.adversary.value.replace("_", " ") for row in plans[0].rows]
     alone = [f"{row.adversary.value.replace('_', ' ')} (alone)" for row in plans[0].node_rows if not row.trusted]
-    yield "  " + "".join(f"{cell:>18}" for cell in (key, "noise multiplier", *heads, *alone))
+    table = [[key, "noise multiplier", *heads, *alone]]
     for value, plan in zip(values, plans, strict=True):
-        own = [_cell(row, row.epsilon_total) for row in plan.node_rows if not row.trusted]
-        cells = [value, f"{plan.noise_multiplier:g}", *(_cell(row, row.epsilon_total) for row in plan.rows), *own]
-        yield "  " + "".join(f"{cell:>18}" for cell in cells)
+        rows = (*plan.rows, *(row for row in plan.node_rows if not row.trusted))
+        table.append([value, f"{plan.noise_multiplier:g}", *(_cell(row, row.epsilon_total) for row in rows)])
+    widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+    for line in table:
+        yield "".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
     if alone:
         yield "  (alone): what a client can vouch for by itself, un-amplified"
     if p.rng == "seeded":
