@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from privacy.report.build import rounded_up
+from privacy.units import Trust
 
 if TYPE_CHECKING:
     from fedpref.config import Recipe
@@ -76,17 +77,27 @@ def sweep_lines(key: str, values: list[str], plans: list[Plan]) -> Iterator[str]
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
 
 
+_SAMPLING = {
+    "poisson": "the real number is secret",
+    "truncated_poisson": "the real number is secret, and cut in every client",
+    "fixed_order": "a fixed order that everybody knows: no amplification",
+}
+
+
 def plan_lines(the_plan: Plan) -> Iterator[str]:
     """The plan as text."""
     p, f = the_plan.recipe.privacy, the_plan.recipe.federation
     yield f"plan {the_plan.digest[:12]}: {f.num_rounds} rounds, unit {p.unit.value}, trust {p.trust.value}"
     yield (
-        f"  noise multiplier {the_plan.noise_multiplier:g}, clipping norm {p.max_grad_norm:g}, "
-        f"sample rate {p.sample_rate:g} (about {the_plan.divisor:g} {p.unit.value}s a round; the real number is secret)"
+        f"  noise multiplier {the_plan.noise_multiplier:g}, clipping norm {p.max_grad_norm:g}"
+        f"{'' if p.clipping == 'fixed' else ' at first (adaptive)'}, "
+        f"sample rate {p.sample_rate:g} (about {the_plan.divisor:g} {p.unit.value}s a round; {_SAMPLING[p.sampling]})"
     )
     yield f"  {'against':<46} {'a round':>14} {'in total':>14}   (unit {p.unit.value}, delta {p.target_delta:g})"
     for row in the_plan.rows:
         yield _row(row)
+    if p.trust is Trust.LOCAL:
+        yield "    server with colluding clients: as against the server alone; each client's noise is its own"
     if the_plan.node_rows:
         yield "  what a client can vouch for by itself (un-amplified, if the server adds the promised noise):"
         yield from (_row(row) for row in the_plan.node_rows)
