@@ -139,7 +139,7 @@ class GaussianMechanism:
         if self.trust is not Trust.LOCAL:
             raise _misuse("Clients add all the noise only under trust `local`.")
         self._check(clipped, reservation, self.node_events(reservation.round), f"client {client}", node=True)
-        value = self._noised(clipped, rng.stream("noise", round=reservation.round, client=client))
+        value = self.noised(clipped, rng.stream("noise", round=reservation.round, client=client))
         return LocallyPrivate(client, reservation.round, value, clipped.l2_bound)
 
     def release(self, total: ClippedSum, reservation: Reservation, rng: RandomSource) -> Release:
@@ -147,7 +147,7 @@ class GaussianMechanism:
         if self.trust is not Trust.CENTRAL:
             raise _misuse("The server adds noise only under trust `central`.")
         self._check(total, reservation, self.events(reservation.round), "server", node=False)
-        value = self._noised(total, rng.stream("noise", round=reservation.round))
+        value = self.noised(total, rng.stream("noise", round=reservation.round))
         return Release(reservation.round, value, self.noise_std)
 
     def noise_variance(self, step: float) -> Fraction:
@@ -156,8 +156,8 @@ class GaussianMechanism:
             return Fraction(0)
         return (Fraction(self.noise_multiplier) * Fraction(self.max_grad_norm) / Fraction(step)) ** 2 + SMOOTHING**2
 
-    def _noised(self, clipped: ClippedSum, bits: Words) -> npt.NDArray[np.float64]:
-        """Integer sum + integer noise, back in real units; every operation is exact."""
+    def noised(self, clipped: ClippedSum, bits: Words) -> npt.NDArray[np.float64]:
+        """Integer sum + integer noise, back in real units; every operation is exact. For mechanisms: it books nothing."""
         if self.noise_multiplier == 0:
             return clipped.value.copy()
         sampler = DiscreteGaussian.of_variance(self.noise_variance(clipped.step))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.units import Trust
+
 if TYPE_CHECKING:
     from fedpref.config import Recipe
     from fedpref.plan import AdversaryRow, Plan
@@ -61,15 +63,24 @@ def sweep_lines(key: str, values: list[str], plans: list[Plan]) -> Iterator[str]
     yield f"unit {p.unit.value}, trust {p.trust.value}, delta {p.target_delta:g}; epsilon in total, against"
     heads = [row.adversary.value.replace("_", " ") for row in plans[0].rows]
     alone = [f"{row.adversary.value.replace('_', ' ')} (alone)" for row in plans[0].node_rows if not row.trusted]
-    yield "  " + "".join(f"{cell:>18}" for cell in (key, "noise multiplier", *heads, *alone))
+    table = [[key, "noise multiplier", *heads, *alone]]
     for value, plan in zip(values, plans, strict=True):
-        own = [_cell(row, row.epsilon_total) for row in plan.node_rows if not row.trusted]
-        cells = [value, f"{plan.noise_multiplier:g}", *(_cell(row, row.epsilon_total) for row in plan.rows), *own]
-        yield "  " + "".join(f"{cell:>18}" for cell in cells)
+        rows = (*plan.rows, *(row for row in plan.node_rows if not row.trusted))
+        table.append([value, f"{plan.noise_multiplier:g}", *(_cell(row, row.epsilon_total) for row in rows)])
+    widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+    for line in table:
+        yield "".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
     if alone:
         yield "  (alone): what a client can vouch for by itself, un-amplified"
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
+
+
+_SAMPLING = {
+    "poisson": "the real number is secret",
+    "truncated_poisson": "the real number is secret, and cut in every client",
+    "fixed_order": "a fixed order that everybody knows: no amplification",
+}
 
 
 def plan_lines(the_plan: Plan) -> Iterator[str]:
@@ -77,12 +88,15 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     p, f = the_plan.recipe.privacy, the_plan.recipe.federation
     yield f"plan {the_plan.digest[:12]}: {f.num_rounds} rounds, unit {p.unit.value}, trust {p.trust.value}"
     yield (
-        f"  noise multiplier {the_plan.noise_multiplier:g}, clipping norm {p.max_grad_norm:g}, "
-        f"sample rate {p.sample_rate:g} (about {the_plan.divisor:g} {p.unit.value}s a round; the real number is secret)"
+        f"  noise multiplier {the_plan.noise_multiplier:g}, clipping norm {p.max_grad_norm:g}"
+        f"{'' if p.clipping == 'fixed' else ' at first (adaptive)'}, "
+        f"sample rate {p.sample_rate:g} (about {the_plan.divisor:g} {p.unit.value}s a round; {_SAMPLING[p.sampling]})"
     )
     yield f"  {'against':<46} {'a round':>14} {'in total':>14}   (unit {p.unit.value}, delta {p.target_delta:g})"
     for row in the_plan.rows:
         yield _row(row)
+    if p.trust is Trust.LOCAL:
+        yield "    server with colluding clients: as against the server alone; each client's noise is its own"
     if the_plan.node_rows:
         yield "  what a client can vouch for by itself (un-amplified, if the server adds the promised noise):"
         yield from (_row(row) for row in the_plan.node_rows)

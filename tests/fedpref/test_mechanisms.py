@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from privacy.ledger import read_ledger
 from privacy.report import build_report, verify
 from privacy.sealed import size_of
 from privacy.units import Adversary
-from tests.tiny import make_recipe, train
+from tests.fedpref.conftest import speak
+from tests.tiny import make_recipe, train, write_recipe
 
 READER = Adversary.READER
 TRUNCATED = {"sampling": "truncated_poisson", "max_units_per_client": 30, "max_cohort_per_client": 12}
@@ -214,3 +216,43 @@ def test_a_sweep_is_one_plan_per_value(tmp_path: Path) -> None:
         assert plan.rows[0].epsilon_total == make_plan(plan.recipe).rows[0].epsilon_total
     with pytest.raises(RecipeError):
         sweep(recipe, "no_such_key", [1])
+
+
+def test_a_sweep_on_the_command_line_shows_epsilon_per_adversary(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("not-loaded"))
+    spoken = speak("plan", str(path), "--sweep", "noise_multiplier=4,8")
+    assert spoken.code == 0, spoken.err
+    head, first, second = spoken.out.splitlines()[1:4]
+    columns = ["noise_multiplier", "noise multiplier", "reader", "other clients", "server", "reader (alone)"]
+    assert [head.index(name) for name in columns] == sorted(head.index(name) for name in columns)
+    assert (first.split()[0], second.split()[0]) == ("4", "8")
+    assert float(first.split()[2]) > float(second.split()[2]) > 0
+    assert "none: trusted" in first
+    rows = json.loads(speak("plan", str(path), "--sweep", "privacy.noise_multiplier=4,8", "--json").out)["plans"]
+    assert [row["noise_multiplier"] for row in rows] == [4.0, 8.0]
+    assert {row["adversary"] for row in rows[0]["claim"]} == {a.value for a in Adversary}
+    refused = speak("plan", str(path), "--sweep", "noise_multiplier=many")
+    assert (refused.code != 0, "FP101" in refused.err) == (True, True)
+
+
+def test_no_noise_is_used_twice_across_rounds_clients_and_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise of 8 x 2^16 steps: two equal numbers among 144 messages' coordinates have a chance of about 1e-4 each pair."""
+    sent: list[np.ndarray] = []
+    exchange = LocalChannel.exchange
+
+    def spy(self: LocalChannel, request: RoundRequest) -> list[bytes | Failure]:
+        replies = exchange(self, request)
+        sent.extend(np.frombuffer(reply, "<f8", offset=25) for reply in replies if isinstance(reply, bytes))
+        return replies
+
+    monkeypatch.setattr(LocalChannel, "exchange", spy)
+    recipe = recipe_of(tmp_path, {"trust": "local"})
+    stop_after(monkeypatch, 3, lambda: train(recipe))
+    train(recipe, resume=True)
+    assert len(sent) == 6 * 3
+    for i, message in enumerate(sent):
+        for other in sent[:i]:
+            assert np.sum(message == other) <= 1
+            assert abs(np.corrcoef(message, other)[0, 1]) < 1 - 1e-6
