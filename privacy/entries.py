@@ -5,7 +5,8 @@ Ordering rules, checked on every read and write:
 2. ``reserve`` names its round, which never decreases, and one event per adversary; only one reservation is open;
 3. ``commit`` and ``abort`` name the open reservation; an abort may give back only what provably never left (``spent:
    false``);
-4. ``retry`` says that an interrupted round went on with identical sealed bytes: the same event, not a second (rule 15).
+4. ``retry`` says that an interrupted round went on with identical sealed bytes, or that none had left: the same event,
+   not a second (rule 15). Without that line an interrupted reservation is nobody's leave.
 
 The composition of an adversary is every reserved event that was not given back, committed or not.
 """
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from privacy.accounting import add, epsilon
@@ -92,20 +94,36 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Leave to run one round: its events are on disk. Only the ledger makes these; each party uses one once."""
+    """Leave to run one round: its events are on disk. ``grant`` makes these for the ledger; each party uses one once.
+
+    One that was built by hand, or read from a file by anyone but the ledger, is nobody's leave: ``use`` refuses it. This
+    stops mistakes, not an attacker inside the process, whom nothing in Python stops.
+    """
 
     seq: int
     round: int
     events: Events
+    hash: str = field(default="", kw_only=True)  # of its line
     _used_by: set[str] = field(default_factory=set, compare=False, repr=False)
     _closed: list[str] = field(default_factory=list, compare=False, repr=False)
+    _granted: list[bool] = field(default_factory=list, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", MappingProxyType(dict(self.events)))
 
     def use(self, party: str) -> None:
         """Mark the one release of ``party`` (the server, or one client) under this reservation.
 
         Raises:
-            MechanismMisuseError: it was used before (a second release needs a second event), or it is closed.
+            MechanismMisuseError: it was used before (a second release needs a second event), it is closed, no ledger
+                gave it out, or it is that of an interrupted run and nobody said yet that nothing of it left.
         """
+        if not self._granted:
+            raise MechanismMisuseError(
+                f"Round {self.round}: a release of {party} under a reservation that is no leave.",
+                "No ledger gave it out in this process, or an earlier process may have released something under it.",
+                "Take it from `Ledger.reserve`; go on with an interrupted one through `Ledger.retry`.",
+            )
         if self._closed:
             raise MechanismMisuseError(
                 f"Round {self.round}: a release of {party} under a reservation that is closed.",
@@ -122,8 +140,13 @@ class Reservation:
 
     @property
     def used(self) -> bool:
-        """True if some party made its release."""
-        return bool(self._used_by)
+        """True if some party made its release, or if nobody here knows."""
+        return bool(self._used_by) or not self._granted
+
+    def grant(self) -> Reservation:
+        """For the ledger alone, once the line that allows the round is on disk."""
+        self._granted.append(True)
+        return self
 
     def close(self, by: str) -> None:
         """No release from here on: it was committed or aborted."""
@@ -144,6 +167,11 @@ class LedgerView:
     aborted: frozenset[int] = frozenset()  # and spent: counted like the committed ones, but no release came of them
 
     @property
+    def booked(self) -> tuple[Reservation, ...]:
+        """The reservations that count: all but those given back."""
+        return tuple(r for r in self.reservations if r.seq not in self.given_back)
+
+    @property
     def open_reservation(self) -> Reservation | None:
         """The last reservation, if it is neither committed nor aborted."""
         last = self.reservations[-1] if self.reservations else None
@@ -152,7 +180,7 @@ class LedgerView:
 
     def nominal(self, adversary: Adversary) -> Counter[Event]:
         """The reserved events against one adversary, as if the random numbers were private."""
-        return Counter(r.events[adversary] for r in self.reservations if r.seq not in self.given_back)
+        return Counter(r.events[adversary] for r in self.booked)
 
     def composition(self, adversary: Adversary) -> Counter[Event]:
         """The events that count against one adversary."""
@@ -207,14 +235,14 @@ class _Reader:
 
     def take(self, entry: Entry) -> None:
         body = entry.body
-        if entry.kind == "reserve" and set(body) == {"round", "events"}:
+        if entry.kind == "reserve" and _fields(body, round=int, events=dict):
             self._reserve(entry)
-        elif entry.kind == "commit" and set(body) == {"reserve"}:
+        elif entry.kind == "commit" and _fields(body, reserve=int):
             self.committed.add(self._close(entry))
-        elif entry.kind == "abort" and set(body) == {"reserve", "spent", "reason"} and type(body["spent"]) is bool:
+        elif entry.kind == "abort" and _fields(body, reserve=int, spent=bool, reason=str):
             seq = self._close(entry)
             (self.aborted if body["spent"] else self.given_back).add(seq)
-        elif entry.kind == "retry" and set(body) == {"reserve", "sealed"}:
+        elif entry.kind == "retry" and _fields(body, reserve=int, sealed=str):
             if self._open is None or body["reserve"] != self._open.seq:
                 raise _disorder(self.name, entry.seq + 1, "A retry belongs to the open reservation")
         else:
@@ -225,12 +253,12 @@ class _Reader:
         last = self.reservations[-1].round if self.reservations else 0
         if self._open is not None:
             raise _disorder(self.name, entry.seq + 1, "A second reservation while one is open")
-        if type(number) is not int or number < max(last, 1) or not isinstance(events, dict):
+        if number < max(last, 1):
             raise _disorder(self.name, entry.seq + 1, f"Round {number!r} after round {last}")
         if set(events) != {a.value for a in Adversary}:
             raise _disorder(self.name, entry.seq + 1, "A reservation has one event per adversary")
         decoded = {Adversary(name): event_from_json(fields) for name, fields in events.items()}
-        self._open = Reservation(entry.seq, number, decoded)
+        self._open = Reservation(entry.seq, number, decoded, hash=entry.hash)
         self.reservations.append(self._open)
 
     def _close(self, entry: Entry) -> int:
@@ -238,6 +266,11 @@ class _Reader:
             raise _disorder(self.name, entry.seq + 1, f"A {entry.kind} names the open reservation")
         seq, self._open = self._open.seq, None
         return seq
+
+
+def _fields(body: Mapping[str, Any], **kinds: type) -> bool:
+    """Exactly these fields, of exactly these types: 1.0 and true are no line numbers."""
+    return set(body) == set(kinds) and all(type(body[name]) is kind for name, kind in kinds.items())
 
 
 def _disorder(name: str, line: int, why: str) -> LedgerError:

@@ -38,6 +38,8 @@ class Ledger:
         self._round = max((r.round for r in self._view.reservations), default=1)
         committed = (r.round for r in self._view.reservations if r.seq in self._view.committed)
         self._committed_round = max(committed, default=0)
+        self._hashes = {r.seq: r.hash for r in self._view.reservations}
+        self._interrupted = self._open
         self._spent = {a: self._view.nominal(a) for a in Adversary}
         self._within_budget: list[tuple[Adversary, Counter[Event]]] = []
 
@@ -64,6 +66,10 @@ class Ledger:
         """A reservation that an interrupted run left behind."""
         return self._open
 
+    def holds(self, seq: int, digest: str) -> bool:
+        """True if line ``seq`` is a reservation with this hash: what was sealed under it was booked here."""
+        return self._hashes.get(seq) == digest
+
     @property
     def committed_round(self) -> int:
         """The last round that was committed; 0 before the first."""
@@ -80,7 +86,7 @@ class Ledger:
         Raises:
             LedgerError: a round is missing: the ledger was lost, cut off or rolled back.
         """
-        missing = sorted(set(range(1, done + 1)) - {r.round for r in self._view.reservations})
+        missing = sorted(set(range(1, done + 1)) - {r.round for r in self._view.booked})
         if missing:
             raise LedgerError(
                 f"The ledger of {self.header.scope} does not know round {missing[0]}, which was released.",
@@ -117,13 +123,15 @@ class Ledger:
         entry = self._writer.append("reserve", body, durable=True)
         for adversary, event in events.items():
             self._spent[adversary][event] += 1
-        self._open, self._round = Reservation(entry.seq, round_number, dict(events)), round_number
+        self._open, self._round = Reservation(entry.seq, round_number, events, hash=entry.hash).grant(), round_number
+        self._hashes[entry.seq] = entry.hash
         return self._open
 
     def retry(self, reservation: Reservation, sealed_digest: str) -> None:
-        """Go on with an interrupted round whose sealed bytes are identical, or were never sent."""
+        """Go on with an interrupted round whose sealed bytes are identical, or were never sent; a leave from here on."""
         self._check_open(reservation)
         self._writer.append("retry", {"reserve": reservation.seq, "sealed": sealed_digest}, durable=True)
+        reservation.grant()
 
     def commit(self, reservation: Reservation) -> None:
         """Close a round that ran; on disk when this returns.
@@ -140,13 +148,14 @@ class Ledger:
         """Close a round that failed; ``spent=False`` only if nothing of it can have left a client.
 
         Raises:
-            MechanismMisuseError: it is not the open reservation, or a release was made that is to be given back.
+            MechanismMisuseError: it is not the open reservation, or it is to be given back although a release was made
+                or may have been made by an earlier process.
         """
         self._check_open(reservation)
-        if reservation.used and not spent:
+        if not spent and (reservation.used or reservation is self._interrupted):
             raise MechanismMisuseError(
                 f"Round {reservation.round} cannot be given back.",
-                "A release was made under it.",
+                "A release was made under it, or the process that reserved it is gone and nobody knows.",
                 "Abort it as spent.",
             )
         reservation.close("abort")  # first: what is about to be given back may not be released any more
@@ -169,9 +178,10 @@ class Ledger:
         return epsilon(self._spent[adversary], self.header.target_delta)
 
     def close(self) -> None:
-        """Make all lines durable and close the file."""
-        self._writer.sync()
-        self._writer.close()
+        """Make all lines durable and close the file; closing again does nothing."""
+        if not self._writer.closed:
+            self._writer.sync()
+            self._writer.close()
 
     def _check_budget(self, adversary: Adversary, total: Counter[Event], round_number: int) -> None:
         target = self.header.target_epsilon
