@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
+from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.config import Recipe
 from fedpref.data.loading import FederatedData
+from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
 from fedpref.manifest import reward_head_manifest
@@ -46,28 +48,39 @@ def train_reward_head(
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
     manifest = reward_head_manifest(recipe.reward.projection_dim)
-    ledger = Ledger(folder.ledger, _header(given, "federation", recipe.privacy.target_epsilon))
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
-    node_ledger = Ledger(folder.node / "ledger.jsonl", _header(given, f"node:{NODE}", own_budget))
+    headers = {
+        "federation": _header(given, "federation", recipe.privacy.target_epsilon),
+        "node": _header(given, f"node:{NODE}", own_budget),
+    }
+    books = open_books(plan, folder, headers, mechanism.events(), list(given.data.clients))
+    ledger, node_ledger = books.federation, books.node
     try:
         checkpoints = Checkpoints(folder.checkpoints)
         done = max(checkpoints.last()[0], ledger.committed_round)
         ledger.check_rounds(done)
         node_ledger.check_rounds(done)
         _expect(ledger, node_ledger, mechanism, plan.num_rounds - done)
-        journal = SealedJournal(folder.node / "sealed.bin")
+        left = plan.num_rounds - done - (1 if node_ledger.open_reservation is not None else 0)
+        planned = {adversary: Counter({event: left}) for adversary, event in mechanism.node_events().items()}
+        refused = books.agree(planned, private_rng=recipe.privacy.rng == "os")
+        clients = {
+            name: Preferences.concat([]) if i in refused else part
+            for i, (name, part) in enumerate(given.data.clients.items())
+        }
+        journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
         node = Node(
             name=NODE,
             num_clients=len(given.data.clients),
-            data=prepare_node(
-                given.data.clients, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
-            ),
+            data=prepare_node(clients, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
             journal=journal,
             rng=rng,
+            offer=books.offer,
+            guards=books.guards,
         )
         server = Server(
             manifest=manifest,
@@ -85,8 +98,7 @@ def train_reward_head(
         journal.clear()
         return server.optimizer.averaged
     finally:
-        ledger.close()
-        node_ledger.close()
+        books.close()
 
 
 def random_source(recipe: Recipe) -> RandomSource:

@@ -163,6 +163,11 @@ class ChainWriter:
         return self._head
 
     @property
+    def num_entries(self) -> int:
+        """Lines written so far."""
+        return self._seq
+
+    @property
     def closed(self) -> bool:
         """True once ``close`` was called."""
         return self._fd < 0

@@ -165,6 +165,7 @@ class LedgerView:
     committed: frozenset[int]
     torn_bytes: int = 0  # of a last line without its end, which a crash may leave; it books nothing
     aborted: frozenset[int] = frozenset()  # and spent: counted like the committed ones, but no release came of them
+    hashes: tuple[str, ...] = ()  # of every line
 
     @property
     def booked(self) -> tuple[Reservation, ...]:
@@ -206,7 +207,7 @@ def read_ledger(path: Path) -> LedgerView:
 def view_of(chain: Chain, name: str) -> LedgerView:
     """A verified chain -> a verified ledger."""
     if not chain.entries or chain.entries[0].kind != "open":
-        raise _disorder(name, 1, "A ledger begins with an `open` line")
+        raise disorder(name, 1, "A ledger begins with an `open` line")
     reader = _Reader(name)
     for entry in chain.entries[1:]:
         reader.take(entry)
@@ -219,6 +220,7 @@ def view_of(chain: Chain, name: str) -> LedgerView:
         frozenset(reader.committed),
         len(chain.torn_tail),
         frozenset(reader.aborted),
+        tuple(entry.hash for entry in chain.entries),
     )
 
 
@@ -235,45 +237,56 @@ class _Reader:
 
     def take(self, entry: Entry) -> None:
         body = entry.body
-        if entry.kind == "reserve" and _fields(body, round=int, events=dict):
+        if entry.kind == "reserve" and has_fields(body, round=int, events=dict):
             self._reserve(entry)
-        elif entry.kind == "commit" and _fields(body, reserve=int):
+        elif entry.kind == "commit" and has_fields(body, reserve=int):
             self.committed.add(self._close(entry))
-        elif entry.kind == "abort" and _fields(body, reserve=int, spent=bool, reason=str):
+        elif entry.kind == "abort" and has_fields(body, reserve=int, spent=bool, reason=str):
             seq = self._close(entry)
             (self.aborted if body["spent"] else self.given_back).add(seq)
-        elif entry.kind == "retry" and _fields(body, reserve=int, sealed=str):
+        elif entry.kind == "retry" and has_fields(body, reserve=int, sealed=str):
             if self._open is None or body["reserve"] != self._open.seq:
-                raise _disorder(self.name, entry.seq + 1, "A retry belongs to the open reservation")
+                raise disorder(self.name, entry.seq + 1, "A retry belongs to the open reservation")
         else:
-            raise _disorder(self.name, entry.seq + 1, f"Unknown entry kind or fields: {entry.kind!r}")
+            raise disorder(self.name, entry.seq + 1, f"Unknown entry kind or fields: {entry.kind!r}")
 
     def _reserve(self, entry: Entry) -> None:
         number, events = entry.body["round"], entry.body["events"]
         last = self.reservations[-1].round if self.reservations else 0
         if self._open is not None:
-            raise _disorder(self.name, entry.seq + 1, "A second reservation while one is open")
+            raise disorder(self.name, entry.seq + 1, "A second reservation while one is open")
         if number < max(last, 1):
-            raise _disorder(self.name, entry.seq + 1, f"Round {number!r} after round {last}")
-        if set(events) != {a.value for a in Adversary}:
-            raise _disorder(self.name, entry.seq + 1, "A reservation has one event per adversary")
-        decoded = {Adversary(name): event_from_json(fields) for name, fields in events.items()}
+            raise disorder(self.name, entry.seq + 1, f"Round {number!r} after round {last}")
+        decoded = decode_events(events, self.name, entry.seq + 1)
         self._open = Reservation(entry.seq, number, decoded, hash=entry.hash)
         self.reservations.append(self._open)
 
     def _close(self, entry: Entry) -> int:
         if self._open is None or entry.body["reserve"] != self._open.seq:
-            raise _disorder(self.name, entry.seq + 1, f"A {entry.kind} names the open reservation")
+            raise disorder(self.name, entry.seq + 1, f"A {entry.kind} names the open reservation")
         seq, self._open = self._open.seq, None
         return seq
 
 
-def _fields(body: Mapping[str, Any], **kinds: type) -> bool:
+def decode_events(events: Mapping[str, Any], name: str, line: int) -> dict[Adversary, Event]:
+    """The events of a line: one per adversary, through the closed table.
+
+    Raises:
+        LedgerError: an adversary too many or too few.
+        UnsupportedEventError: an event outside the vocabulary.
+    """
+    if set(events) != {a.value for a in Adversary}:
+        raise disorder(name, line, "A reservation has one event per adversary")
+    return {Adversary(who): event_from_json(fields) for who, fields in events.items()}
+
+
+def has_fields(body: Mapping[str, Any], **kinds: type) -> bool:
     """Exactly these fields, of exactly these types: 1.0 and true are no line numbers."""
     return set(body) == set(kinds) and all(type(body[name]) is kind for name, kind in kinds.items())
 
 
-def _disorder(name: str, line: int, why: str) -> LedgerError:
+def disorder(name: str, line: int, why: str) -> LedgerError:
+    """The error for a line that an honest writer would not have written there."""
     return LedgerError(
         f"{name}: line {line} breaks the order of a ledger.",
         why + ".",

@@ -13,6 +13,10 @@ from privacy.chain import ChainWriter
 from privacy.entries import Events, LedgerHeader, LedgerView, Reservation, read_ledger, view_of
 from privacy.errors import BudgetError, LedgerError, MechanismMisuseError
 from privacy.events import Event, TrustedEvent, event_from_json
+from privacy.fitting import advice
+from privacy.project_book import Account
+from privacy.signing import SigningKey
+from privacy.signing_files import check_signed_head, write_signed_head
 from privacy.units import Adversary
 
 __all__ = ["Ledger", "LedgerHeader", "LedgerView", "Reservation", "read_ledger", "view_of"]
@@ -21,15 +25,28 @@ __all__ = ["Ledger", "LedgerHeader", "LedgerView", "Reservation", "read_ledger",
 class Ledger:
     """The writing side of one ledger file."""
 
-    def __init__(self, path: Path, header: LedgerHeader) -> None:
+    def __init__(
+        self, path: Path, header: LedgerHeader, *, signer: SigningKey | None = None, project: Account | None = None
+    ) -> None:
         """Open ``path``, or create it with ``header``.
 
+        Args:
+            path: the file.
+            header: what all its entries are about.
+            signer: signs the head when the ledger is closed.
+            project: this run's place in a project's books; every round is booked there first.
+
         Raises:
-            LedgerError: the file is broken, or belongs to another run or other terms.
+            LedgerError: the file is broken, belongs to another run or other terms, or lacks what was signed; or the
+                project's books lack rounds that it has.
         """
+        self._path, self._signer, self._project = path, signer, project
         self._writer = ChainWriter(path)
         try:
             self._view = self._begin(path.name, header)
+            check_signed_head(path, [entry.hash for entry in self._writer.chain.entries])
+            if project is not None:
+                project.check_booked(self._view.reservations)
         except BaseException:
             self._writer.close()
             raise
@@ -120,6 +137,8 @@ class Ledger:
             event_from_json(event.to_json())  # what could not be read back is not written
         for adversary, event in events.items():
             self._check_budget(adversary, add(self._spent[adversary], event), round_number)
+        if self._project is not None:
+            self._project.reserve(round_number, events)
         entry = self._writer.append("reserve", body, durable=True)
         for adversary, event in events.items():
             self._spent[adversary][event] += 1
@@ -178,9 +197,21 @@ class Ledger:
         return epsilon(self._spent[adversary], self.header.target_delta)
 
     def close(self) -> None:
-        """Make all lines durable and close the file; closing again does nothing."""
-        if not self._writer.closed:
+        """Make all lines durable, sign the head, close the file; closing again does nothing."""
+        if self._writer.closed:
+            return
+        try:
             self._writer.sync()
+            if self._signer is not None:
+                write_signed_head(
+                    self._path,
+                    self._signer,
+                    scope=self.header.scope,
+                    run=self.header.run,
+                    entries=self._writer.num_entries,
+                    head=self.head,
+                )
+        finally:
             self._writer.close()
 
     def _check_budget(self, adversary: Adversary, total: Counter[Event], round_number: int) -> None:
@@ -200,11 +231,26 @@ class Ledger:
         self._within_budget.append((adversary, total))
 
     def expect(self, adversary: Adversary, planned: Composition) -> None:
-        """Check a planned composition once, so that its rounds need no accountant each.
+        """Check a planned composition once, before the run starts, so that its rounds need no accountant each.
 
         Raises:
-            BudgetError: the plan as a whole does not fit; nothing is written.
+            BudgetError: the plan as a whole does not fit here, or not in the project's books; nothing is written. It says
+                how many rounds, or which noise, would fit.
         """
+        if self._project is not None:
+            self._project.expect(adversary, planned)
         total = Counter(self._spent[adversary])
         total.update(planned)
-        self._check_budget(adversary, total, max((r.round for r in self._view.reservations), default=0) + 1)
+        try:
+            self._check_budget(adversary, total, max((r.round for r in self._view.reservations), default=0) + 1)
+        except BudgetError as refusal:
+            raise BudgetError(
+                f"The run is refused before it starts: the budget of {self.header.scope} does not cover it.",
+                refusal.why,
+                advice(planned, lambda events: self._fits(adversary, events)),
+            ) from None
+
+    def _fits(self, adversary: Adversary, planned: Composition) -> bool:
+        total = Counter(self._spent[adversary])
+        total.update(planned)
+        return epsilon(total, self.header.target_delta) <= (self.header.target_epsilon or 0.0)

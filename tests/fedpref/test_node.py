@@ -54,7 +54,7 @@ class Bench:
         self.path = folder / "node.jsonl"
         header = LedgerHeader("node:t", "t", PrivacyUnit.USER, trust, target, 1e-5, self.rng.private, {})
         self.ledger = Ledger(self.path, header)
-        self.journal = SealedJournal(folder / "sealed.bin")
+        self.journal = SealedJournal(folder / "sealed.bin", "plan")
         self.data = prepare_node(self.clients, self.features, PrivacyUnit.USER, LIMIT)
         self.node = Node(
             name="t",
@@ -239,4 +239,4 @@ def test_a_node_with_its_own_budget_refuses_the_round_that_would_overspend(tmp_p
     assert caught.value.code == "FP410"
     bench.ledger.close()
     assert len(read_ledger(bench.path).reservations) == 1  # nothing was booked for the round that did not run
-    assert bench.journal.load(2) is None
+    assert bench.journal.load(2, bench.ledger.holds) is None

@@ -96,7 +96,7 @@ def test_a_head_known_from_elsewhere_takes_the_place_of_the_manifest(run: Path) 
     drop_last_lines(run / "ledger.jsonl", 2)
     (run / "report.json").unlink()
     assert verify(run).ok
-    assert "ledger.jsonl: its head" in failures(run, head)
+    assert "ledger.jsonl: does not hold the anchor" in failures(run, head)
 
 
 def test_an_attacker_who_rewrites_manifest_and_report_too_is_found_against_that_head(run: Path) -> None:
