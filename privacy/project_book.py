@@ -70,9 +70,9 @@ class ProjectBook:
                     "A project's cap is fixed before its first run on that unit, never afterwards.",
                     "Set privacy.project_cap, the epsilon that all runs on these people together may spend.",
                 )
-            event = max(planned.values(), key=_rank)
-            if _rank(event) < 0:
+            if any(_rank(event) < 0 for event in planned.values()):
                 raise _not_private(self._path.name)
+            event = max(planned.values(), key=_rank)
             known = Cap(unit, delta, best_order(max(epsilon.values()), delta, event), dict(epsilon))
             for adversary in Adversary:
                 known.filter(adversary)

@@ -17,6 +17,7 @@ from privacy.chain import ChainWriter
 from privacy.events import GaussianEvent, NonPrivateEvent
 from privacy.ledger import read_ledger
 from privacy.report import build_report, verify
+from privacy.signing import head_path
 from privacy.units import Adversary, PrivacyUnit
 from tests.privacy.books import events, header, write_ledger, write_manifest, write_report, write_run
 
@@ -34,8 +35,12 @@ def run(tmp_path: Path, honest: Path) -> Path:
     return Path(shutil.copytree(honest, tmp_path / "run"))
 
 
-def drop_last_lines(path: Path, n: int) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-n]))
+def drop_last_lines(path: Path, n: int, *, signed: bool = True) -> None:
+    """Cut a ledger; ``signed=False`` takes its signed head away as well, as whoever can write the folder can."""
+    if not signed:
+        head_path(path).unlink(missing_ok=True)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) - n]))
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -94,6 +99,8 @@ def test_a_head_known_from_elsewhere_takes_the_place_of_the_manifest(run: Path) 
     shutil.rmtree(run / "release")
     assert verify(run, head).ok
     drop_last_lines(run / "ledger.jsonl", 2)
+    assert "ledger.jsonl: line 7 is not the one that was signed" in failures(run)
+    drop_last_lines(run / "ledger.jsonl", 0, signed=False)
     (run / "report.json").unlink()
     assert verify(run).ok
     assert "ledger.jsonl: does not hold the anchor" in failures(run, head)
@@ -102,11 +109,11 @@ def test_a_head_known_from_elsewhere_takes_the_place_of_the_manifest(run: Path) 
 def test_an_attacker_who_rewrites_manifest_and_report_too_is_found_against_that_head(run: Path) -> None:
     head = read_ledger(run / "ledger.jsonl").head
     for name in LEDGERS:
-        drop_last_lines(run / name, 2)
+        drop_last_lines(run / name, 2, signed=False)
     write_report(run)
     write_manifest(run)
     assert verify(run).ok
-    assert "ledger.jsonl: its head" in failures(run, head)
+    assert "ledger.jsonl: does not hold the anchor" in failures(run, head)
 
 
 def test_a_missing_node_ledger_is_found(run: Path) -> None:
@@ -229,7 +236,7 @@ def test_a_ledger_that_lacks_rounds_of_the_other_is_found_without_any_anchor(
 ) -> None:
     shutil.rmtree(run / "release")
     (run / "report.json").unlink()
-    drop_last_lines(run / LEDGERS[shortened], 2)
+    drop_last_lines(run / LEDGERS[shortened], 2, signed=False)
     assert verify(run).ok  # so a run looks that is under way: the newest round in one ledger alone
     drop_last_lines(run / LEDGERS[shortened], 2)
     assert f"{scope}: round 2 is not booked" in failures(run)
@@ -360,3 +367,33 @@ def test_a_report_is_what_the_ledgers_say_also_while_a_round_is_open(tmp_path: P
     assert build_report(run).fields["rounds_committed"] == 1
     shutil.rmtree(run / "release")
     assert "report.json: differs" in failures(run)
+
+
+def test_a_head_noted_earlier_is_an_anchor_also_when_lines_follow_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write_ledger(path, 3)
+    early = read_ledger(path).hashes[2]
+    verdict = verify(path, early)
+    assert verdict.ok
+    assert any("4 lines follow it, whose completeness is not shown" in line for line in verdict.passed)
+    last = verify(path, read_ledger(path).head)
+    assert any("nothing follows it" in line for line in last.passed)
+    drop_last_lines(path, 4)
+    assert verify(path, early).ok
+    drop_last_lines(path, 1)
+    assert "does not hold the anchor" in failures(path, early)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.replace("epsilon 1", "epsilon 0"), lambda t: "", lambda t: t + " "])
+def test_a_text_report_that_says_something_else_is_found(run: Path, change: Callable[[str], str]) -> None:
+    text = run / "report.txt"
+    changed = change(text.read_text(encoding="utf-8"))
+    assert changed != text.read_text(encoding="utf-8")
+    text.write_text(changed, encoding="utf-8")
+    assert failures(run) == "report.txt: is not the text of report.json"
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.txt"])
+def test_a_finished_run_without_one_of_its_reports_is_found(run: Path, name: str) -> None:
+    (run / name).unlink()
+    assert f"{name}: " in failures(run)
