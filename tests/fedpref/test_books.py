@@ -159,7 +159,7 @@ def test_if_every_client_refuses_nothing_is_booked_at_the_node_and_the_run_stops
 
 def test_a_client_books_over_all_runs_and_refuses_the_one_that_would_pass_its_terms(tmp_path: Path) -> None:
     """The figures are its own: un-amplified, because it cannot vouch for what a trusted server does."""
-    budget = {"user": {"delta": 1e-5, "epsilon": dict.fromkeys(("reader", "other_clients", "server"), 20.0)}}
+    budget = {"user": {"delta": 1e-5, "epsilon": dict.fromkeys(("reader", "other_clients", "server"), 11.0)}}
     terms = write_terms(tmp_path / "client.yaml", budgets=budget)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()

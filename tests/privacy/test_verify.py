@@ -15,9 +15,9 @@ import pytest
 from privacy.__main__ import main
 from privacy.chain import ChainWriter
 from privacy.events import GaussianEvent, NonPrivateEvent
-from privacy.ledger import read_ledger
+from privacy.ledger import Ledger, read_ledger
 from privacy.report import build_report, verify
-from privacy.signing import head_path
+from privacy.signing import SigningKey, head_path, key_path
 from privacy.units import Adversary, PrivacyUnit
 from tests.privacy.books import events, header, write_ledger, write_manifest, write_report, write_run
 
@@ -110,6 +110,8 @@ def test_an_attacker_who_rewrites_manifest_and_report_too_is_found_against_that_
     head = read_ledger(run / "ledger.jsonl").head
     for name in LEDGERS:
         drop_last_lines(run / name, 2, signed=False)
+        key = SigningKey.at(key_path(run / name))  # who can write the folder can read its keys
+        Ledger(run / name, read_ledger(run / name).header, signer=key).close()
     write_report(run)
     write_manifest(run)
     assert verify(run).ok
@@ -367,33 +369,3 @@ def test_a_report_is_what_the_ledgers_say_also_while_a_round_is_open(tmp_path: P
     assert build_report(run).fields["rounds_committed"] == 1
     shutil.rmtree(run / "release")
     assert "report.json: differs" in failures(run)
-
-
-def test_a_head_noted_earlier_is_an_anchor_also_when_lines_follow_it(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    write_ledger(path, 3)
-    early = read_ledger(path).hashes[2]
-    verdict = verify(path, early)
-    assert verdict.ok
-    assert any("4 lines follow it, whose completeness is not shown" in line for line in verdict.passed)
-    last = verify(path, read_ledger(path).head)
-    assert any("nothing follows it" in line for line in last.passed)
-    drop_last_lines(path, 4)
-    assert verify(path, early).ok
-    drop_last_lines(path, 1)
-    assert "does not hold the anchor" in failures(path, early)
-
-
-@pytest.mark.parametrize("change", [lambda t: t.replace("epsilon 1", "epsilon 0"), lambda t: "", lambda t: t + " "])
-def test_a_text_report_that_says_something_else_is_found(run: Path, change: Callable[[str], str]) -> None:
-    text = run / "report.txt"
-    changed = change(text.read_text(encoding="utf-8"))
-    assert changed != text.read_text(encoding="utf-8")
-    text.write_text(changed, encoding="utf-8")
-    assert failures(run) == "report.txt: is not the text of report.json"
-
-
-@pytest.mark.parametrize("name", ["report.json", "report.txt"])
-def test_a_finished_run_without_one_of_its_reports_is_found(run: Path, name: str) -> None:
-    (run / name).unlink()
-    assert f"{name}: " in failures(run)

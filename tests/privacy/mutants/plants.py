@@ -29,7 +29,7 @@ class Mutant:
 
 def weighted_mean() -> None:
     """Each client's sum is weighted by something of its own; the noise stays sized for a plain sum."""
-    import fedpref.server as server
+    from fedpref import server
 
     opened = server.sealed_from_bytes
 
@@ -97,7 +97,7 @@ def budget_lost_on_restart() -> None:
 
 def no_clipping() -> None:
     """Noise is added to sums that nothing bounds."""
-    import privacy.clipping as clipping
+    from privacy import clipping
 
     def unclipped(self_or_rows: Any, group: Any, num_groups: int, max_grad_norm: float) -> Any:
         sums = np.zeros((num_groups, self_or_rows.shape[1]))
@@ -108,8 +108,8 @@ def no_clipping() -> None:
 
 
 def _replace_clip(function: Any) -> None:
-    import fedpref.client.node as node
-    import privacy.clipping as clipping
+    from fedpref.client import node
+    from privacy import clipping
 
     for module in (clipping, node):
         if hasattr(module, "clip_and_sum"):
@@ -146,7 +146,7 @@ def same_noise_on_two_clients() -> None:
 
 def sensitivity_by_hand() -> None:
     """Contributions are clipped to one number; the bound that sizes the noise is typed in elsewhere."""
-    import privacy.clipping as clipping
+    from privacy import clipping
 
     clip = clipping.clip_and_sum
 
@@ -159,7 +159,7 @@ def sensitivity_by_hand() -> None:
 
 def rows_clipped() -> None:
     """Every record is clipped by itself before a unit's records are added up; the unit's sum is not."""
-    import fedpref.client.node as node
+    from fedpref.client import node
     from privacy.clipping import clip_and_sum
 
     gradients = node.per_unit_gradients
@@ -194,7 +194,7 @@ _BOUND = 0.4  # the bound of the killers' mechanism
 
 def metrics_beside_the_weights() -> None:
     """The realised cohort is tracked beside the noised release."""
-    import fedpref.tracking as tracking
+    from fedpref import tracking
 
     tracking.RELEASED_FIGURES = tracking.RELEASED_FIGURES | {"cohort_size"}  # type: ignore[misc]
 
