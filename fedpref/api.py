@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -55,6 +56,7 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
+    from fedpref.books import refuse_early
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
     from fedpref.training import TrainingInput, train_reward_head
@@ -62,6 +64,10 @@ def run(recipe: Recipe, *, resume: bool = False, display: Display | None = None)
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
+    if not resume:
+        mechanism = the_plan.mechanism()
+        planned = {who: Counter({event: the_plan.num_rounds}) for who, event in mechanism.events().items()}
+        refuse_early(the_plan, mechanism.events(), planned)
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
     data = load_federated(recipe, show.say)

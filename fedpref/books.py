@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
-from fedpref.client.guard import Guard, client_configs
+from fedpref.client.guard import Guard, client_configs, read_client_config
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
 from privacy.accounting import Composition
 from privacy.entries import Events
 from privacy.ledger import Ledger, LedgerHeader
-from privacy.project import ProjectRun
+from privacy.project import ProjectRun, new_cap, over_cap, read_project
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, head_path, key_path
 from privacy.terms import EMBEDDED, Offer
@@ -113,6 +114,36 @@ def open_books(
         for book in reversed(opened):
             book.close()
         raise
+
+
+def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composition]) -> None:
+    """What can be refused before a folder is made and a data file is opened: the project's cap, and the clients' terms.
+
+    Everything is checked again when the books are open, for resumed runs too.
+
+    Raises:
+        BudgetError: the run does not fit what is left of the project's cap; says which rounds or noise would.
+        TermsRefusal: the terms of all clients of this machine refuse the run.
+    """
+    recipe, p = plan.recipe, plan.recipe.privacy
+    if p.ledger is not None:
+        path = Path(p.ledger)
+        view = read_project(path) if path.exists() else None
+        cap = view.caps.get(p.unit) if view else None
+        if cap is None and p.project_cap is not None:
+            cap = new_cap(path.name, p.unit, dict.fromkeys(Adversary, p.project_cap), p.target_delta, events)
+        for adversary, composition in planned.items() if cap else ():
+            spent = view.spent(p.unit, adversary) if view else {}
+            refusal = over_cap(path.name, cap, adversary, spent, composition) if cap else None
+            if refusal is not None:
+                raise refusal
+    if recipe.federation.terms is not None and not Path(recipe.federation.terms).is_dir():
+        terms = read_client_config(Path(recipe.federation.terms)).terms
+        simulated = recipe.federation.partition
+        known = simulated.num_clients if simulated.by == "hash" else None
+        no = terms.check(_offer(plan, known or terms.min_clients), date.today())
+        if no is not None:
+            raise no
 
 
 def _paths(folder: RunFolder) -> dict[str, Path]:

@@ -17,6 +17,7 @@ release of an earlier one, hence the filter (``privacy.renyi_filter``), whose fi
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +26,10 @@ from typing import Any
 
 from privacy.chain import Chain, Entry, parse_chain, read_chain
 from privacy.entries import decode_events, disorder, has_fields
-from privacy.errors import LedgerError
+from privacy.errors import BudgetError, LedgerError
 from privacy.events import Event, TrustedEvent
-from privacy.renyi_filter import Cost, RenyiFilter, event_cost
+from privacy.fitting import advice
+from privacy.renyi_filter import Cost, RenyiFilter, best_order, event_cost
 from privacy.units import Adversary, PrivacyUnit, Relation, Trust
 
 SCHEMA = "fedpref-project-1"
@@ -208,6 +210,50 @@ def run_from_json(entry: Entry) -> ProjectRun:
         PrivacyUnit(body["unit"]),
         Trust(body["trust"]),
         tuple(body["datasets"]),
+    )
+
+
+def over_cap(
+    name: str, cap: Cap, adversary: Adversary, spent: Mapping[Event, int], planned: Mapping[Event, int]
+) -> BudgetError | None:
+    """Why a planned run does not fit what is left of a cap, and which rounds or noise would; None if it fits."""
+    watch, before = cap.filter(adversary), cap.cost(spent)
+    if watch.admits(before + cap.cost(planned)):
+        return None
+    return BudgetError(
+        f"{name}: the run is refused before it starts.",
+        f"It would take the filter bound of all runs on unit {cap.unit.value} against {adversary.described} to "
+        f"{watch.bound(before + cap.cost(planned)):.4f} at delta {cap.delta:g}; the cap is {watch.epsilon:g}, "
+        f"{watch.bound(before):.4f} is spent.",
+        advice(planned, lambda events: watch.admits(before + cap.cost(events))),
+    )
+
+
+def new_cap(
+    name: str, unit: PrivacyUnit, epsilon: Mapping[Adversary, float], delta: float, planned: Mapping[Adversary, Event]
+) -> Cap:
+    """A cap for a unit that has none yet; ``planned``, of a run that released nothing yet, chooses the filter's order.
+
+    Raises:
+        BudgetError: the run has no noise.
+        ParameterError: numbers that make no filter.
+    """
+    costs = {event: event_cost(event, 2).rdp for event in planned.values() if not isinstance(event, TrustedEvent)}
+    if not costs or any(cost == math.inf for cost in costs.values()):
+        raise not_private(name)
+    costliest = max(costs, key=costs.__getitem__)
+    cap = Cap(unit, delta, best_order(max(epsilon.values()), delta, costliest), dict(epsilon))
+    for adversary in Adversary:
+        cap.filter(adversary)
+    return cap
+
+
+def not_private(name: str) -> BudgetError:
+    """The refusal of a run that spends an infinite epsilon of any cap."""
+    return BudgetError(
+        f"{name}: a run that is not private cannot join.",
+        "Without noise, or with `privacy.rng: seeded`, it spends an infinite epsilon of any cap.",
+        "Take out privacy.ledger for such a run (its people are then not protected), or make it private.",
     )
 
 

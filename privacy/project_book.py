@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,19 @@ from privacy.accounting import Composition
 from privacy.chain import ChainWriter
 from privacy.entries import Events, Reservation
 from privacy.errors import BudgetError, LedgerError, MechanismMisuseError
-from privacy.events import Event, TrustedEvent
-from privacy.fitting import advice
-from privacy.project import SCHEMA, Cap, ProjectRun, lost_rounds, project_view, round_name
-from privacy.renyi_filter import Cost, best_order, event_cost
+from privacy.events import Event
+from privacy.project import (
+    SCHEMA,
+    Cap,
+    ProjectRun,
+    lost_rounds,
+    new_cap,
+    not_private,
+    over_cap,
+    project_view,
+    round_name,
+)
+from privacy.renyi_filter import Cost
 from privacy.signing import SigningKey
 from privacy.signing_files import check_signed_head, write_signed_head
 from privacy.units import Adversary, PrivacyUnit, Relation
@@ -70,12 +78,7 @@ class ProjectBook:
                     "A project's cap is fixed before its first run on that unit, never afterwards.",
                     "Set privacy.project_cap, the epsilon that all runs on these people together may spend.",
                 )
-            if any(_rank(event) < 0 for event in planned.values()):
-                raise _not_private(self._path.name)
-            event = max(planned.values(), key=_rank)
-            known = Cap(unit, delta, best_order(max(epsilon.values()), delta, event), dict(epsilon))
-            for adversary in Adversary:
-                known.filter(adversary)
+            known = new_cap(self._path.name, unit, epsilon, delta, planned)
             self._writer.append("cap", known.to_json(), durable=True)
             self._caps[unit] = known
         elif epsilon is not None and (dict(known.epsilon), known.delta) != (dict(epsilon), delta):
@@ -101,7 +104,7 @@ class ProjectBook:
                 f"A run on unit {run.unit.value} cannot join.", "The unit has no cap.", "Call `fix_cap` first."
             )
         if not private_rng:
-            raise _not_private(self._path.name)
+            raise not_private(self._path.name)
         known = self._runs.get(run.run)
         if known is None:
             entry = self._writer.append("run", run.to_json(), durable=True)
@@ -148,20 +151,6 @@ class ProjectBook:
             self._writer.close()
 
 
-def _not_private(name: str) -> BudgetError:
-    return BudgetError(
-        f"{name}: a run that is not private cannot join.",
-        "Without noise, or with `privacy.rng: seeded`, it spends an infinite epsilon of any cap.",
-        "Take out privacy.ledger for such a run (its people are then not protected), or make it private.",
-    )
-
-
-def _rank(event: Event) -> float:
-    """The costliest event that can be admitted at all decides the order."""
-    cost = 0.0 if isinstance(event, TrustedEvent) else event_cost(event, 2).rdp
-    return cost if cost < math.inf else -1.0
-
-
 class Account:
     """One run's place in a project's books."""
 
@@ -194,15 +183,10 @@ class Account:
         Raises:
             BudgetError: with the bound, the cap, and the rounds or the noise that would fit.
         """
-        watch = self._cap.filter(adversary)
-        if not watch.admits(self._total(adversary, planned)):
-            raise BudgetError(
-                f"{self._book.path.name}: the run is refused before it starts.",
-                f"It would take the filter bound of all runs on unit {self._cap.unit.value} against "
-                f"{adversary.described} to {self.bound(adversary, planned):.4f} at delta {self._cap.delta:g}; the cap "
-                f"is {watch.epsilon:g}, {self.bound(adversary):.4f} is spent.",
-                advice(planned, lambda events: watch.admits(self._total(adversary, events))),
-            )
+        spent = self._book.total(self._cap.unit, adversary)
+        refusal = over_cap(self._book.path.name, self._cap, adversary, spent, planned)
+        if refusal is not None:
+            raise refusal
 
     def reserve(self, round_number: int, events: Events) -> None:
         """Book one round of the run; on disk when this returns, and never given back.

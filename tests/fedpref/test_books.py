@@ -27,7 +27,7 @@ from privacy.report import build_report, render_text
 from privacy.sealed import Entrusted, sealed_from_bytes
 from privacy.units import Adversary, PrivacyUnit
 from tests.fedpref.conftest import speak
-from tests.tiny import make_recipe, train, training_input
+from tests.tiny import make_recipe, train, training_input, write_recipe
 
 EVENT = GaussianEvent(1.5, 0.3)
 ROUNDS = 6
@@ -222,3 +222,22 @@ def test_budget_show_says_what_is_left(tmp_path: Path) -> None:
     assert (server["trusted"], server["spent"], server["left"]) == (True, None, None)
     assert "rounds left" in speak("budget", "show", recipe.output_dir).out
     assert speak("budget", "show", str(tmp_path / "nowhere")).code == 1
+
+
+def test_what_can_be_refused_early_is_refused_before_a_folder_is_made_or_a_data_file_opened(tmp_path: Path) -> None:
+    terms = write_terms(tmp_path / "client.yaml", min_clients=4)
+    for number, changes in enumerate(
+        (
+            {"federation__terms": str(terms)},
+            {"privacy__ledger": str(tmp_path / "p.jsonl"), "privacy__project_cap": 1.0},
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = write_recipe(folder, Path("no-model"), **changes)
+        (folder / "votes.jsonl").unlink()
+        spoken = speak("run", str(path))
+        assert spoken.code == 1
+        assert ("FP413" if number == 0 else "FP410") in spoken.err
+        assert not (folder / "run").exists()
+        assert not (tmp_path / "p.jsonl").exists()

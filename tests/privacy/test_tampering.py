@@ -65,10 +65,10 @@ def test_untouched_it_is_intact(lines: list[bytes]) -> None:
 
 
 def test_an_edited_byte_is_found_in_every_line(lines: list[bytes]) -> None:
-    """Three random positions of each line and its newline, verified as a whole file each: 4,000 files."""
+    """A random position of each line, and its newline, verified as a whole file each: 2,000 files."""
     rng = np.random.default_rng(1000)
     for i, line in enumerate(lines):
-        for position in {len(line) - 1, *rng.integers(0, len(line), 3).tolist()}:
+        for position in {len(line) - 1, *rng.integers(0, len(line), 1).tolist()}:
             assert found([*lines[:i], edited(line, position, rng), *lines[i + 1 :]]), (i, position)
 
 

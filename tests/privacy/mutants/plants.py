@@ -256,7 +256,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "no_clipping",
         "noise without clipping",
-        (NODE + "test_every_person_moves_a_message_by_at_most_the_clipping_norm",),
+        (NODE + "test_a_person_with_long_gradients_moves_a_message_by_the_clipping_norm_and_no_more",),
         no_clipping,
     ),
     Mutant(
@@ -274,13 +274,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "sensitivity_by_hand",
         "per-record sensitivity typed by hand apart from the clipping norm",
-        (NODE + "test_every_person_moves_a_message_by_at_most_the_clipping_norm",),
+        (NODE + "test_a_person_with_long_gradients_moves_a_message_by_the_clipping_norm_and_no_more",),
         sensitivity_by_hand,
     ),
     Mutant(
         "rows_clipped",
         "rows clipped instead of pairs",
-        (NODE + "test_a_rounds_contribution_is_that_of_a_slow_loop_over_people",),
+        (NODE + "test_a_person_with_long_gradients_moves_a_message_by_the_clipping_norm_and_no_more",),
         rows_clipped,
     ),
     Mutant("survivor_lists", "overlap of survivor and dropped lists", (), None, NOT_YET),
