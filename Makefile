@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do $
 RUN := runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types contracts unit test-slow test-model test-all clean
+.PHONY: help demo test lint types contracts unit test-slow test-model test-all mutants clean
 
 help:
 	@sed -n '1,6p' Makefile; grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /'
@@ -60,6 +60,9 @@ test-model: $(VENV)/.installed-dev ## the real embedded model and the quickstart
 	$(BIN)/python -m pytest -q -m model --durations=5
 
 test-all: test test-slow test-model ## everything
+
+mutants: $(VENV)/.installed-dev ## plant known defects of well-known systems; print which test kills each
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.privacy.mutants
 
 clean: ## remove the environment; run folders stay
 	rm -rf $(VENV)

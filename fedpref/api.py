@@ -78,6 +78,7 @@ def run(
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
+    from fedpref.books import refuse_early
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
     from fedpref.policy_stage import check_policy, run_policy_stage
@@ -89,6 +90,9 @@ def run(
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
     check_policy(recipe, reward_funcs or {})
+    if not resume:
+        mechanism = the_plan.mechanism()
+        refuse_early(the_plan, mechanism.events(), mechanism.composition(1, the_plan.num_rounds))
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
     data = load_federated(recipe, show.say)

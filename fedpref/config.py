@@ -70,6 +70,9 @@ class FederationConfig(Block):
     num_users: Annotated[int, Field(ge=1)] = 1000
     """A public constant, about the number of people who take part: sums are divided by sample_rate * num_users. Declared
     here, never counted from data (rule 4)."""
+    terms: str | None = None
+    """The clients' own terms: a `client.yaml` for all clients of this machine, or a folder with one `CLIENT.yaml` each;
+    see `docs/terms.md`."""
 
 
 class PrivacyConfig(Block):
@@ -107,11 +110,19 @@ class PrivacyConfig(Block):
     """A user's first pairs in a fixed hash order; the rest is not used."""
     rng: Literal["os", "seeded"] = "os"
     """`seeded` repeats a run exactly and protects nobody; ledger and report then say NOT PRIVATE."""
+    ledger: str | None = None
+    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap."""
+    project_cap: Positive | None = None
+    """Epsilon that all runs of `ledger` on this unit together may spend, at `target_delta`; fixed by the first of them."""
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacyConfig:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+        if self.project_cap is not None and self.ledger is None:
+            raise ValueError("privacy.project_cap needs privacy.ledger, the books that it caps")
+        if self.ledger is not None and self.rng == "seeded":
+            raise ValueError("privacy.rng: seeded spends an infinite epsilon; take out privacy.ledger")
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,8 @@ class RunFolder:
         self.path = path
         self.ledger = path / "ledger.jsonl"
         self.node = path / "nodes" / "local"
+        self.node_ledger = self.node / "ledger.jsonl"
+        self.project = path / "project.jsonl"
         self.checkpoints = path / "checkpoints"
         self.release = path / "release"
         self.policy = path / "policy"

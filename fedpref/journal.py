@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +16,9 @@ import safetensors.numpy
 
 from fedpref.errors import DiskError, RunFolderError
 from privacy.chain import fsync_folder
+from privacy.errors import LedgerError
+from privacy.events import canonical
+from privacy.ledger import Reservation
 
 Tensors = dict[str, npt.NDArray[np.float64]]
 
@@ -112,35 +118,92 @@ class Checkpoints:
 
 
 class SealedJournal:
-    """The last round's sealed bytes of a node, saved before they are sent (rule 15). Lies in the node's own folder."""
+    """The last round's sealed bytes of a node, saved before they are sent (rule 15). Lies in the node's own folder.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    File: SHA-256 of the rest, length of the header (32 bits, little-endian), header, messages one after another. The
+    header is canonical JSON: plan digest, and number and hash of the ledger line that reserved the round. So bytes that
+    were sealed under another plan, or under a booking that the ledger does not have any more, are never sent.
+    """
 
-    def save(self, round_number: int, messages: list[bytes]) -> str:
+    def __init__(self, path: Path, plan_digest: str) -> None:
+        self._path, self._plan = path, plan_digest
+
+    def save(self, reservation: Reservation, messages: list[bytes]) -> str:
         """Keep the messages of a round, replacing those of the round before; returns their digest."""
-        sizes = np.array([round_number, len(messages), *map(len, messages)], dtype="<i8").tobytes()
-        body = sizes + b"".join(messages)
+        header = canonical(
+            {
+                "plan": self._plan,
+                "round": reservation.round,
+                "reserve": reservation.seq,
+                "hash": reservation.hash,
+                "sizes": [len(message) for message in messages],
+            }
+        ).encode()
+        body = len(header).to_bytes(4, "little") + header + b"".join(messages)
         digest = hashlib.sha256(body).digest()
         write_durably(self._path, digest + body, mode=0o600)
         return digest.hex()
 
-    def load(self, round_number: int) -> list[bytes] | None:
-        """The messages of this round if they were kept whole, else None."""
+    def load(self, round_number: int, holds: Callable[[int, str], bool]) -> list[bytes] | None:
+        """The messages of this round if they were kept whole, else None (see ``intact``).
+
+        Args:
+            round_number: the round.
+            holds: tells whether the node's ledger has a reservation with this line number and hash.
+
+        Raises:
+            RunFolderError: kept by another version, or sealed under another plan.
+            LedgerError: the ledger does not have the reservation they were sealed under: it was rolled back.
+        """
         if not self._path.exists():
             return None
+        if not self.intact():
+            return None
         data = self._path.read_bytes()
-        if len(data) < 48 or hashlib.sha256(data[32:]).digest() != data[:32]:
+        start = 36 + int.from_bytes(data[32:36], "little")
+        header = _journal_header(data[36:start])
+        if header["plan"] != self._plan:
+            raise _foreign("They were sealed under another plan.")
+        if not holds(header["reserve"], header["hash"]):
+            raise LedgerError(
+                f"The node's ledger does not have line {header['reserve']}, under which kept messages were sealed.",
+                "It was cut, rolled back or replaced after they were kept, and perhaps sent.",
+                "Restore the ledger from a copy; without it nobody knows what was spent.",
+            )
+        if header["round"] != round_number:
             return None
-        number, count = np.frombuffer(data, dtype="<i8", count=2, offset=32)
-        if number != round_number:
-            return None
-        start, messages = 48 + 8 * int(count), []
-        for size in np.frombuffer(data, dtype="<i8", count=int(count), offset=48):
-            messages.append(data[start : start + int(size)])
-            start += int(size)
+        messages = []
+        for size in header["sizes"]:
+            messages.append(data[start : start + size])
+            start += size
         return messages
+
+    def intact(self) -> bool:
+        """True if nothing is kept, or a whole file is. A kill never leaves anything else: damage came from elsewhere."""
+        if not self._path.exists():
+            return True
+        data = self._path.read_bytes()
+        return len(data) >= 36 and hashlib.sha256(data[32:]).digest() == data[:32]
 
     def clear(self) -> None:
         """Forget them, once the run is finished."""
         self._path.unlink(missing_ok=True)
+
+
+def _journal_header(data: bytes) -> dict[str, Any]:
+    kinds = {"plan": str, "round": int, "reserve": int, "hash": str, "sizes": list}
+    try:
+        header = json.loads(data)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or {k: type(v) for k, v in header.items()} != kinds:
+        raise _foreign("They are intact, but not in the form of this version.")
+    return header
+
+
+def _foreign(why: str) -> RunFolderError:
+    return RunFolderError(
+        "The messages that the node kept are not those of this run.",
+        why + " They may have been sent, so nothing is computed in their place.",
+        "Resume with the version and the recipe that the run was started with, or start a new run folder.",
+    )

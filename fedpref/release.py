@@ -14,10 +14,12 @@ from fedpref.data.spec import DatasetSpec
 from fedpref.journal import make_folder, write_durably
 from fedpref.plan import Plan
 from fedpref.version import __version__
-from privacy.ledger import read_ledger
+from privacy.chain import read_chain
 from privacy.report import Report
-from privacy.report.build import ledger_paths
+from privacy.report.build import FEDERATION, ledger_paths, project_paths
 from privacy.report.text import epsilon_text
+from privacy.signing import SigningKey, key_path
+from privacy.signing_files import read_signed_head
 from reward.features import FeatureConfig
 from reward.head import PublicProjection
 from reward.scorer import reward_model_files
@@ -140,18 +142,27 @@ def _before_after(means: dict[str, Any]) -> str:
 
 
 def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
-    """``release/manifest.json``: digests of every released file, the recipe's digest, the heads of all ledgers."""
+    """``release/manifest.json``: digests of every released file, the recipe's digest, the signed heads of all ledgers.
+
+    The federation's key signs all of it; so whoever knows that key's fingerprint has an anchor for every ledger.
+    """
     release = run / "release"
     files = sorted(
         p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json" and not p.name.startswith(".")
     )
-    manifest = {
+    books = [*ledger_paths(run), *project_paths(run)]
+    signed = {str(p.relative_to(run)): head for p in books if (head := read_signed_head(p)) is not None}
+    key = SigningKey.at(key_path(run / FEDERATION))
+    manifest: dict[str, Any] = {
         "schema": "fedpref-release-1",
         "fedpref": __version__,
         "plan_digest": plan.digest,
         "files": {str(p.relative_to(release)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
-        "ledger_heads": {str(p.relative_to(run)): read_ledger(p).head for p in ledger_paths(run)},
+        "ledger_heads": {str(p.relative_to(run)): read_chain(p).head for p in books},
+        "signed_heads": {name: head.to_json() for name, head in signed.items()},
+        "public_key": key.public,
     }
+    manifest["signature"] = key.sign(manifest)
     write_durably(release / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
+from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
 from fedpref.client.labels import randomized_labels
 from fedpref.client.node import Node
@@ -48,23 +49,33 @@ def train_reward_head(
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
     manifest = reward_head_manifest(recipe.reward.projection_dim)
-    ledger = Ledger(folder.ledger, _header(given, "federation", recipe.privacy.target_epsilon))
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
-    node_ledger = Ledger(folder.node / "ledger.jsonl", _header(given, f"node:{NODE}", own_budget))
+    headers = {
+        "federation": _header(given, "federation", recipe.privacy.target_epsilon),
+        "node": _header(given, f"node:{NODE}", own_budget),
+    }
+    books = open_books(plan, folder, headers, mechanism.events(), list(given.data.clients))
+    ledger, node_ledger = books.federation, books.node
     try:
         checkpoints = Checkpoints(folder.checkpoints)
         done = max(checkpoints.last()[0], ledger.committed_round)
         ledger.check_rounds(done)
         node_ledger.check_rounds(done)
         _expect(ledger, node_ledger, mechanism, done, plan.num_rounds)
-        journal = SealedJournal(folder.node / "sealed.bin")
+        first = done + 1 + (1 if node_ledger.open_reservation is not None else 0)
+        planned = mechanism.composition(first, plan.num_rounds, node=True)
+        refused = books.agree(planned, private_rng=recipe.privacy.rng == "os")
+        willing = {
+            name: Preferences.concat([]) if i in refused else part
+            for i, (name, part) in enumerate(given.data.clients.items())
+        }
+        records = _labelled(given, willing, folder, rng)
+        journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
         node = Node(
             name=NODE,
             num_clients=len(given.data.clients),
-            data=prepare_node(
-                _labelled(given, folder, rng), given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user
-            ),
+            data=prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
@@ -72,6 +83,8 @@ def train_reward_head(
             rng=rng,
             clipping=plan.clipping,
             objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
+            offer=books.offer,
+            guards=books.guards,
         )
         server = Server(
             manifest=manifest,
@@ -89,16 +102,17 @@ def train_reward_head(
         journal.clear()
         return server.optimizer.averaged
     finally:
-        ledger.close()
-        node_ledger.close()
+        books.close()
 
 
-def _labelled(given: TrainingInput, folder: RunFolder, rng: RandomSource) -> Mapping[str, Preferences]:
-    """The clients' records, their labels randomised once if the recipe says so."""
+def _labelled(
+    given: TrainingInput, clients: Mapping[str, Preferences], folder: RunFolder, rng: RandomSource
+) -> Mapping[str, Preferences]:
+    """The willing clients' records, their labels randomised once if the recipe says so."""
     if given.plan.labels is None:
-        return given.data.clients
+        return clients
     header = _header(given, f"labels:{NODE}", None)
-    return randomized_labels(given.data.clients, given.plan.labels, folder.node, header, rng)
+    return randomized_labels(clients, given.plan.labels, folder.node, header, rng)
 
 
 def random_source(recipe: Recipe) -> RandomSource:

@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=["verify", "report"])
     parser.add_argument("path", type=Path, help="a run folder (or, for verify, a ledger file)")
     parser.add_argument("--head", help="a head hash known from elsewhere: shows that nothing was cut off")
+    parser.add_argument("--signer", help="a public key, or its fingerprint, known from elsewhere")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     options = parser.parse_args(arguments)
     try:
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    verdict = verify(options.path, options.head)
+    verdict = verify(options.path, options.head, options.signer)
     sys.stdout.write(json.dumps(verdict.to_json(), indent=2) + "\n" if options.json else verdict.to_text())
     return 0 if verdict.ok else 1
 

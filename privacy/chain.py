@@ -162,6 +162,16 @@ class ChainWriter:
         """Hash of the last line written."""
         return self._head
 
+    @property
+    def num_entries(self) -> int:
+        """Lines written so far."""
+        return self._seq
+
+    @property
+    def closed(self) -> bool:
+        """True once ``close`` was called."""
+        return self._fd < 0
+
     def append(self, kind: str, body: dict[str, Any], *, durable: bool) -> Entry:
         """Write one line; with ``durable`` it is on disk when this returns.
 

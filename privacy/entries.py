@@ -5,7 +5,8 @@ Ordering rules, checked on every read and write:
 2. ``reserve`` names its round, which never decreases, and one event per adversary; only one reservation is open;
 3. ``commit`` and ``abort`` name the open reservation; an abort may give back only what provably never left (``spent:
    false``);
-4. ``retry`` says that an interrupted round went on with identical sealed bytes: the same event, not a second (rule 15).
+4. ``retry`` says that an interrupted round went on with identical sealed bytes, or that none had left: the same event,
+   not a second (rule 15). Without that line an interrupted reservation is nobody's leave.
 
 The composition of an adversary is every reserved event that was not given back, committed or not.
 """
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from privacy.accounting import add, epsilon
@@ -92,21 +94,37 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Leave to run one round: its events are on disk. Only the ledger makes these; each party uses one once."""
+    """Leave to run one round: its events are on disk. ``grant`` makes these for the ledger; each party uses one once.
+
+    One that was built by hand, or read from a file by anyone but the ledger, is nobody's leave: ``use`` refuses it. This
+    stops mistakes, not an attacker inside the process, whom nothing in Python stops.
+    """
 
     seq: int
     round: int
     events: Events
     scope: str = "federation"  # whose book: as in the header
+    hash: str = field(default="", kw_only=True)  # of its line
     _used_by: set[str] = field(default_factory=set, compare=False, repr=False)
     _closed: list[str] = field(default_factory=list, compare=False, repr=False)
+    _granted: list[bool] = field(default_factory=list, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", MappingProxyType(dict(self.events)))
 
     def use(self, party: str) -> None:
         """Mark the one release of ``party`` (the server, or one client) under this reservation.
 
         Raises:
-            MechanismMisuseError: it was used before (a second release needs a second event), or it is closed.
+            MechanismMisuseError: it was used before (a second release needs a second event), it is closed, no ledger
+                gave it out, or it is that of an interrupted run and nobody said yet that nothing of it left.
         """
+        if not self._granted:
+            raise MechanismMisuseError(
+                f"Round {self.round}: a release of {party} under a reservation that is no leave.",
+                "No ledger gave it out in this process, or an earlier process may have released something under it.",
+                "Take it from `Ledger.reserve`; go on with an interrupted one through `Ledger.retry`.",
+            )
         if self._closed:
             raise MechanismMisuseError(
                 f"Round {self.round}: a release of {party} under a reservation that is closed.",
@@ -123,8 +141,13 @@ class Reservation:
 
     @property
     def used(self) -> bool:
-        """True if some party made its release."""
-        return bool(self._used_by)
+        """True if some party made its release, or if nobody here knows."""
+        return bool(self._used_by) or not self._granted
+
+    def grant(self) -> Reservation:
+        """For the ledger alone, once the line that allows the round is on disk."""
+        self._granted.append(True)
+        return self
 
     def close(self, by: str) -> None:
         """No release from here on: it was committed or aborted."""
@@ -143,6 +166,12 @@ class LedgerView:
     committed: frozenset[int]
     torn_bytes: int = 0  # of a last line without its end, which a crash may leave; it books nothing
     aborted: frozenset[int] = frozenset()  # and spent: counted like the committed ones, but no release came of them
+    hashes: tuple[str, ...] = ()  # of every line
+
+    @property
+    def booked(self) -> tuple[Reservation, ...]:
+        """The reservations that count: all but those given back."""
+        return tuple(r for r in self.reservations if r.seq not in self.given_back)
 
     @property
     def open_reservation(self) -> Reservation | None:
@@ -153,7 +182,7 @@ class LedgerView:
 
     def nominal(self, adversary: Adversary) -> Counter[Event]:
         """The reserved events against one adversary, as if the random numbers were private."""
-        return Counter(r.events[adversary] for r in self.reservations if r.seq not in self.given_back)
+        return Counter(r.events[adversary] for r in self.booked)
 
     def composition(self, adversary: Adversary) -> Counter[Event]:
         """The events that count against one adversary."""
@@ -179,7 +208,7 @@ def read_ledger(path: Path) -> LedgerView:
 def view_of(chain: Chain, name: str) -> LedgerView:
     """A verified chain -> a verified ledger."""
     if not chain.entries or chain.entries[0].kind != "open":
-        raise _disorder(name, 1, "A ledger begins with an `open` line")
+        raise disorder(name, 1, "A ledger begins with an `open` line")
     header = LedgerHeader.from_json(chain.entries[0].body, name)
     reader = _Reader(name, header.scope)
     for entry in chain.entries[1:]:
@@ -193,6 +222,7 @@ def view_of(chain: Chain, name: str) -> LedgerView:
         frozenset(reader.committed),
         len(chain.torn_tail),
         frozenset(reader.aborted),
+        tuple(entry.hash for entry in chain.entries),
     )
 
 
@@ -209,40 +239,56 @@ class _Reader:
 
     def take(self, entry: Entry) -> None:
         body = entry.body
-        if entry.kind == "reserve" and set(body) == {"round", "events"}:
+        if entry.kind == "reserve" and has_fields(body, round=int, events=dict):
             self._reserve(entry)
-        elif entry.kind == "commit" and set(body) == {"reserve"}:
+        elif entry.kind == "commit" and has_fields(body, reserve=int):
             self.committed.add(self._close(entry))
-        elif entry.kind == "abort" and set(body) == {"reserve", "spent", "reason"} and type(body["spent"]) is bool:
+        elif entry.kind == "abort" and has_fields(body, reserve=int, spent=bool, reason=str):
             seq = self._close(entry)
             (self.aborted if body["spent"] else self.given_back).add(seq)
-        elif entry.kind == "retry" and set(body) == {"reserve", "sealed"}:
+        elif entry.kind == "retry" and has_fields(body, reserve=int, sealed=str):
             if self._open is None or body["reserve"] != self._open.seq:
-                raise _disorder(self.name, entry.seq + 1, "A retry belongs to the open reservation")
+                raise disorder(self.name, entry.seq + 1, "A retry belongs to the open reservation")
         else:
-            raise _disorder(self.name, entry.seq + 1, f"Unknown entry kind or fields: {entry.kind!r}")
+            raise disorder(self.name, entry.seq + 1, f"Unknown entry kind or fields: {entry.kind!r}")
 
     def _reserve(self, entry: Entry) -> None:
         number, events = entry.body["round"], entry.body["events"]
         last = self.reservations[-1].round if self.reservations else 0
         if self._open is not None:
-            raise _disorder(self.name, entry.seq + 1, "A second reservation while one is open")
-        if type(number) is not int or number < max(last, 1) or not isinstance(events, dict):
-            raise _disorder(self.name, entry.seq + 1, f"Round {number!r} after round {last}")
-        if set(events) != {a.value for a in Adversary}:
-            raise _disorder(self.name, entry.seq + 1, "A reservation has one event per adversary")
-        decoded = {Adversary(name): event_from_json(fields) for name, fields in events.items()}
-        self._open = Reservation(entry.seq, number, decoded, self.scope)
+            raise disorder(self.name, entry.seq + 1, "A second reservation while one is open")
+        if number < max(last, 1):
+            raise disorder(self.name, entry.seq + 1, f"Round {number!r} after round {last}")
+        decoded = decode_events(events, self.name, entry.seq + 1)
+        self._open = Reservation(entry.seq, number, decoded, self.scope, hash=entry.hash)
         self.reservations.append(self._open)
 
     def _close(self, entry: Entry) -> int:
         if self._open is None or entry.body["reserve"] != self._open.seq:
-            raise _disorder(self.name, entry.seq + 1, f"A {entry.kind} names the open reservation")
+            raise disorder(self.name, entry.seq + 1, f"A {entry.kind} names the open reservation")
         seq, self._open = self._open.seq, None
         return seq
 
 
-def _disorder(name: str, line: int, why: str) -> LedgerError:
+def decode_events(events: Mapping[str, Any], name: str, line: int) -> dict[Adversary, Event]:
+    """The events of a line: one per adversary, through the closed table.
+
+    Raises:
+        LedgerError: an adversary too many or too few.
+        UnsupportedEventError: an event outside the vocabulary.
+    """
+    if set(events) != {a.value for a in Adversary}:
+        raise disorder(name, line, "A reservation has one event per adversary")
+    return {Adversary(who): event_from_json(fields) for who, fields in events.items()}
+
+
+def has_fields(body: Mapping[str, Any], **kinds: type) -> bool:
+    """Exactly these fields, of exactly these types: 1.0 and true are no line numbers."""
+    return set(body) == set(kinds) and all(type(body[name]) is kind for name, kind in kinds.items())
+
+
+def disorder(name: str, line: int, why: str) -> LedgerError:
+    """The error for a line that an honest writer would not have written there."""
     return LedgerError(
         f"{name}: line {line} breaks the order of a ledger.",
         why + ".",

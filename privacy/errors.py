@@ -70,9 +70,17 @@ class MechanismMisuseError(CodedError):
 
 
 class TermsRefusal(CodedError):  # noqa: N818 - a refusal is an answer, not a fault
-    """The client's own terms do not allow what the server asks for."""
+    """The client's own terms do not allow what the server asks for; ``term`` names the one that says no."""
 
     code = "FP413"
+
+    def __init__(self, what: str, why: str, fix: str, *, term: str = "") -> None:
+        super().__init__(what, why, fix)
+        self.term = term
+
+    def to_json(self) -> dict[str, str]:
+        """The flat object, with the term."""
+        return {**super().to_json(), "term": self.term}
 
 
 class LabelsError(CodedError):
@@ -91,6 +99,12 @@ class LedgerWriteError(CodedError):
     """The ledger could not be made durable, so the round must not run."""
 
     code = "FP421"
+
+
+class SigningError(CodedError):
+    """A signing key that cannot be used, or a signature that is not its key's."""
+
+    code = "FP422"
 
 
 class SealedMessageError(CodedError):

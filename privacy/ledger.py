@@ -13,6 +13,10 @@ from privacy.chain import ChainWriter
 from privacy.entries import Events, LedgerHeader, LedgerView, Reservation, read_ledger, view_of
 from privacy.errors import BudgetError, LedgerError, MechanismMisuseError
 from privacy.events import Event, TrustedEvent, event_from_json
+from privacy.fitting import advice
+from privacy.project_book import Account
+from privacy.signing import SigningKey
+from privacy.signing_files import check_signed_head, write_signed_head
 from privacy.units import Adversary
 
 __all__ = ["Ledger", "LedgerHeader", "LedgerView", "Reservation", "read_ledger", "view_of"]
@@ -21,15 +25,28 @@ __all__ = ["Ledger", "LedgerHeader", "LedgerView", "Reservation", "read_ledger",
 class Ledger:
     """The writing side of one ledger file."""
 
-    def __init__(self, path: Path, header: LedgerHeader) -> None:
+    def __init__(
+        self, path: Path, header: LedgerHeader, *, signer: SigningKey | None = None, project: Account | None = None
+    ) -> None:
         """Open ``path``, or create it with ``header``.
 
+        Args:
+            path: the file.
+            header: what all its entries are about.
+            signer: signs the head when the ledger is closed.
+            project: this run's place in a project's books; every round is booked there first.
+
         Raises:
-            LedgerError: the file is broken, or belongs to another run or other terms.
+            LedgerError: the file is broken, belongs to another run or other terms, or lacks what was signed; or the
+                project's books lack rounds that it has.
         """
+        self._path, self._signer, self._project = path, signer, project
         self._writer = ChainWriter(path)
         try:
             self._view = self._begin(path.name, header)
+            check_signed_head(path, [entry.hash for entry in self._writer.chain.entries])
+            if project is not None:
+                project.check_booked(self._view.reservations)
         except BaseException:
             self._writer.close()
             raise
@@ -38,6 +55,8 @@ class Ledger:
         self._round = max((r.round for r in self._view.reservations), default=1)
         committed = (r.round for r in self._view.reservations if r.seq in self._view.committed)
         self._committed_round = max(committed, default=0)
+        self._hashes = {r.seq: r.hash for r in self._view.reservations}
+        self._interrupted = self._open
         self._spent = {a: self._view.nominal(a) for a in Adversary}
         self._within_budget: list[tuple[Adversary, Counter[Event]]] = []
 
@@ -64,6 +83,10 @@ class Ledger:
         """A reservation that an interrupted run left behind."""
         return self._open
 
+    def holds(self, seq: int, digest: str) -> bool:
+        """True if line ``seq`` is a reservation with this hash: what was sealed under it was booked here."""
+        return self._hashes.get(seq) == digest
+
     @property
     def committed_round(self) -> int:
         """The last round that was committed; 0 before the first."""
@@ -80,7 +103,7 @@ class Ledger:
         Raises:
             LedgerError: a round is missing: the ledger was lost, cut off or rolled back.
         """
-        missing = sorted(set(range(1, done + 1)) - {r.round for r in self._view.reservations})
+        missing = sorted(set(range(1, done + 1)) - {r.round for r in self._view.booked})
         if missing:
             raise LedgerError(
                 f"The ledger of {self.header.scope} does not know round {missing[0]}, which was released.",
@@ -114,17 +137,21 @@ class Ledger:
             event_from_json(event.to_json())  # what could not be read back is not written
         for adversary, event in events.items():
             self._check_budget(adversary, add(self._spent[adversary], event), round_number)
+        if self._project is not None:
+            self._project.reserve(round_number, events)
         entry = self._writer.append("reserve", body, durable=True)
         for adversary, event in events.items():
             self._spent[adversary][event] += 1
-        self._open = Reservation(entry.seq, round_number, dict(events), self.header.scope)
-        self._round = round_number
+        reservation = Reservation(entry.seq, round_number, events, self.header.scope, hash=entry.hash)
+        self._open, self._round = reservation.grant(), round_number
+        self._hashes[entry.seq] = entry.hash
         return self._open
 
     def retry(self, reservation: Reservation, sealed_digest: str) -> None:
-        """Go on with an interrupted round whose sealed bytes are identical, or were never sent."""
+        """Go on with an interrupted round whose sealed bytes are identical, or were never sent; a leave from here on."""
         self._check_open(reservation)
         self._writer.append("retry", {"reserve": reservation.seq, "sealed": sealed_digest}, durable=True)
+        reservation.grant()
 
     def commit(self, reservation: Reservation) -> None:
         """Close a round that ran; on disk when this returns.
@@ -141,13 +168,14 @@ class Ledger:
         """Close a round that failed; ``spent=False`` only if nothing of it can have left a client.
 
         Raises:
-            MechanismMisuseError: it is not the open reservation, or a release was made that is to be given back.
+            MechanismMisuseError: it is not the open reservation, or it is to be given back although a release was made
+                or may have been made by an earlier process.
         """
         self._check_open(reservation)
-        if reservation.used and not spent:
+        if not spent and (reservation.used or reservation is self._interrupted):
             raise MechanismMisuseError(
                 f"Round {reservation.round} cannot be given back.",
-                "A release was made under it.",
+                "A release was made under it, or the process that reserved it is gone and nobody knows.",
                 "Abort it as spent.",
             )
         reservation.close("abort")  # first: what is about to be given back may not be released any more
@@ -170,9 +198,22 @@ class Ledger:
         return epsilon(self._spent[adversary], self.header.target_delta)
 
     def close(self) -> None:
-        """Make all lines durable and close the file."""
-        self._writer.sync()
-        self._writer.close()
+        """Make all lines durable, sign the head, close the file; closing again does nothing."""
+        if self._writer.closed:
+            return
+        try:
+            self._writer.sync()
+            if self._signer is not None:
+                write_signed_head(
+                    self._path,
+                    self._signer,
+                    scope=self.header.scope,
+                    run=self.header.run,
+                    entries=self._writer.num_entries,
+                    head=self.head,
+                )
+        finally:
+            self._writer.close()
 
     def _check_budget(self, adversary: Adversary, total: Counter[Event], round_number: int) -> None:
         target = self.header.target_epsilon
@@ -191,11 +232,26 @@ class Ledger:
         self._within_budget.append((adversary, total))
 
     def expect(self, adversary: Adversary, planned: Composition) -> None:
-        """Check a planned composition once, so that its rounds need no accountant each.
+        """Check a planned composition once, before the run starts, so that its rounds need no accountant each.
 
         Raises:
-            BudgetError: the plan as a whole does not fit; nothing is written.
+            BudgetError: the plan as a whole does not fit here, or not in the project's books; nothing is written. It says
+                how many rounds, or which noise, would fit.
         """
+        if self._project is not None:
+            self._project.expect(adversary, planned)
         total = Counter(self._spent[adversary])
         total.update(planned)
-        self._check_budget(adversary, total, max((r.round for r in self._view.reservations), default=0) + 1)
+        try:
+            self._check_budget(adversary, total, max((r.round for r in self._view.reservations), default=0) + 1)
+        except BudgetError as refusal:
+            raise BudgetError(
+                f"The run is refused before it starts: the budget of {self.header.scope} does not cover it.",
+                refusal.why,
+                advice(planned, lambda events: self._fits(adversary, events)),
+            ) from None
+
+    def _fits(self, adversary: Adversary, planned: Composition) -> bool:
+        total = Counter(self._spent[adversary])
+        total.update(planned)
+        return epsilon(total, self.header.target_delta) <= (self.header.target_epsilon or 0.0)

@@ -24,6 +24,8 @@ class Failure:
     """No usable reply from a client, by the channel's own account; its place in the replies says from which."""
 
     why: str
+    code: str = ""
+    """Of a coded refusal (FP413: the client's terms); empty for silence."""
 
 
 class Channel(Protocol):
@@ -36,5 +38,5 @@ class Channel(Protocol):
 class Answering(Protocol):
     """A node: answers for its clients."""
 
-    def contribute(self, request: RoundRequest) -> list[bytes]:
-        """One sealed contribution per client."""
+    def contribute(self, request: RoundRequest) -> list[bytes | Failure]:
+        """One sealed contribution per client, or its coded refusal."""

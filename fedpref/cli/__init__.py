@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedpref.cli import clean, data, doctor, evaluate, models, plan, recipes, report, run, verify
+from fedpref.cli import budget, clean, data, doctor, evaluate, models, plan, recipes, report, run, verify
 from fedpref.errors import CODED_ERRORS
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("clean")(clean.clean)
 app.command("doctor")(doctor.doctor)
+app.add_typer(budget.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

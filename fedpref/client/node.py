@@ -1,7 +1,8 @@
 """A node answers a round for its clients: coins, per-unit gradients, clip, sum, seal, journal, send.
 
-Order of a round: check the request, book it in the node's own ledger (durable), compute, seal, keep the sealed bytes
-(durable), then let them go. Asked again for the same round, the node sends the same bytes.
+Order of a round: check the request, ask the clients' terms, book it in the clients' own books and in the node's ledger
+(durable), compute, seal, keep the sealed bytes (durable), then let them go. Asked again for the same round, the node
+sends the same bytes.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpref.channel.base import RoundRequest
+from fedpref.channel.base import Failure, RoundRequest
+from fedpref.client.guard import Guard, failure
 from fedpref.client.work import NodeData
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
 from fedpref.manifest import Manifest
 from privacy.adaptive import QuantileClipping
 from privacy.clipping import ClippedSum, clip_and_sum
+from privacy.errors import CodedError, TermsRefusal
 from privacy.gradients import per_unit_gradients
 from privacy.ledger import Ledger, Reservation
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource
+from privacy.terms import Offer
 from privacy.units import Trust
 from reward.head import RewardHead, bradley_terry_objective, set_weight
 from reward.pairs import FeaturePairs
@@ -46,34 +51,66 @@ class Node:
         rng: RandomSource,
         clipping: QuantileClipping | None = None,
         objective: Objective = bradley_terry_objective,
+        offer: Offer | None = None,
+        guards: Mapping[int, Guard] | None = None,
     ) -> None:
-        """``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound."""
+        """``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
+
+        ``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound.
+        """
         self._name, self._num_clients, self._data = name, num_clients, data
         self._manifest, self._mechanism = manifest, mechanism
         self._ledger, self._journal, self._rng = ledger, journal, rng
         self._clipping, self._objective = clipping, objective
+        self._offer, self._guards = offer, dict(guards or {})
         self._head = RewardHead(manifest.dimension)
         self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
 
-    def contribute(self, request: RoundRequest) -> list[bytes]:
-        """One sealed contribution per client, all of the same size.
+    def contribute(self, request: RoundRequest) -> list[bytes | Failure]:
+        """One sealed contribution per client, all of the same size; a client whose terms refuse sends a coded failure.
 
         Raises:
             RunFolderError: the request is for another trainable part.
             BudgetError: the round would overspend the node's own budget.
         """
         self._check(request)
-        kept = self._journal.load(request.round)
+        kept = self._journal.load(request.round, self._ledger.holds)
         if kept is not None:
             self._finish_booking(request.round)
-            return kept
-        reservation = self._reserve(request.round)
+            return self._replies(kept)
+        refusals = self._refusals(request.round)
+        if len(refusals) == self._num_clients:
+            return [failure(refusal) for _, refusal in sorted(refusals.items())]
+        reservation = self._reserve(request.round, refusals)
         mechanism = self._mechanism_of(request)
-        sums = self._clipped_sums(request, mechanism)
-        messages = [self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)]
-        self._journal.save(request.round, messages)
+        sums = self._clipped_sums(request, mechanism, refusals)
+        messages = [
+            b"" if i in refusals else self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)
+        ]
+        self._journal.save(reservation, messages)
         self._ledger.commit(reservation)
-        return messages
+        return self._replies(messages, refusals)
+
+    def _replies(
+        self, messages: list[bytes], refusals: Mapping[int, CodedError] | None = None
+    ) -> list[bytes | Failure]:
+        """Kept bytes as they were; a client that sent none refused then and is not asked again."""
+        again = TermsRefusal("The client's terms refused this round.", "It sent nothing.", "Nothing to do.")
+        return [m or failure((refusals or {}).get(i, again)) for i, m in enumerate(messages)]
+
+    def _refusals(self, round_number: int) -> dict[int, CodedError]:
+        """Which clients' terms say no to this round, before any of their data are touched."""
+        if self._offer is None:
+            return {}
+        events = {} if self._goes_on(round_number) else self._mechanism.node_events(round_number)
+        checked = {id(guard): guard.check(self._offer, events) for guard in self._guards.values()}
+        answers = {client: checked[id(guard)] for client, guard in self._guards.items()}
+        return {client: refusal for client, refusal in answers.items() if refusal is not None}
+
+    def _goes_on(self, round_number: int) -> bool:
+        """True if this round was booked before the node stopped and nothing of it left: damaged bytes may have."""
+        interrupted = self._ledger.open_reservation
+        return interrupted is not None and interrupted.round == round_number and self._journal.intact()
 
     def _check(self, request: RoundRequest) -> None:
         if (
@@ -88,16 +125,19 @@ class Node:
                 "Run server and nodes from one resolved recipe.",
             )
 
-    def _reserve(self, round_number: int) -> Reservation:
+    def _reserve(self, round_number: int, refusals: Mapping[int, CodedError]) -> Reservation:
         """Book the round; an interrupted one whose bytes never left goes on under its own booking."""
         interrupted = self._ledger.open_reservation
-        if interrupted is None:
-            return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
-        if interrupted.round == round_number:
+        if interrupted is not None and self._goes_on(round_number):
             self._ledger.retry(interrupted, "never sent")
             return interrupted
-        self._ledger.abort(interrupted, "superseded by another round", spent=True)
-        return self._ledger.reserve(round_number, self._mechanism.node_events(round_number))
+        if interrupted is not None:
+            self._ledger.abort(interrupted, "superseded by another round, or its kept bytes are damaged", spent=True)
+        events = self._mechanism.node_events(round_number)
+        willing = {id(guard): guard for client, guard in self._guards.items() if client not in refusals}
+        for guard in willing.values():
+            guard.reserve(round_number, events)
+        return self._ledger.reserve(round_number, events)
 
     def _finish_booking(self, round_number: int) -> None:
         """The kept bytes of a round are its booking's; close it if a kill left it open."""
@@ -111,10 +151,13 @@ class Node:
             return self._mechanism
         return replace(self._mechanism, max_grad_norm=self._clipping.joint_bound(request.clipping_norm))
 
-    def _clipped_sums(self, request: RoundRequest, mechanism: GaussianMechanism) -> list[ClippedSum]:
+    def _clipped_sums(
+        self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
+    ) -> list[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
         selected = mechanism.sampling.select(coins, self._data.units, request.round)
+        selected &= ~np.isin(self._data.client, list(refusals))
         set_weight(self._head, request.parameters)
         batch = self._data.batch(selected)
         num_selected = int(selected.sum())

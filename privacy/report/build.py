@@ -11,10 +11,15 @@ from privacy.accounting import epsilon
 from privacy.errors import LedgerError
 from privacy.events import GaussianEvent, TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
+from privacy.project import ProjectView, read_project
+from privacy.report.verdict import rounded_up
 from privacy.units import Adversary, PrivacyUnit, Trust
+
+__all__ = ["FEDERATION", "PROJECT", "Report", "build_report", "ledger_paths", "project_paths", "rounded_up"]
 
 SCHEMA = "fedpref-report-1"
 FEDERATION = "ledger.jsonl"
+PROJECT = "project.jsonl"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,11 @@ def ledger_paths(run: Path) -> list[Path]:
     return [run / FEDERATION, *sorted(run.glob("nodes/*/ledger.jsonl"))]
 
 
+def project_paths(run: Path) -> list[Path]:
+    """The copy of the project's books, as they were when the run was closed last; empty if it has none."""
+    return [run / PROJECT] if (run / PROJECT).exists() else []
+
+
 def build_report(run: Path) -> Report:
     """Read and verify every ledger of a run folder, compose afresh, and describe.
 
@@ -50,6 +60,7 @@ def build_report(run: Path) -> Report:
             "Restore the folder `nodes` of this run.",
         )
     header = federation.header
+    project = next((read_project(path) for path in project_paths(run)), None)
     return Report(
         {
             "schema": SCHEMA,
@@ -66,7 +77,8 @@ def build_report(run: Path) -> Report:
             "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
             "rounds_reserved": len(federation.reservations),
             "rounds_committed": len(federation.committed),
-            "assumptions": _assumptions(federation),
+            "project": None if project is None else project_rows(project),
+            "assumptions": _assumptions(federation, shared=project is not None),
             "ledgers": [
                 {"file": str(path.relative_to(run)), "head": view.head, "entries": view.num_entries}
                 for path, view in zip(paths, views, strict=True)
@@ -98,9 +110,28 @@ def _rows(view: LedgerView) -> list[dict[str, Any]]:
     return rows
 
 
-def rounded_up(epsilon: float) -> str:
-    """Four decimals, never less than the number itself: a printed promise may not be stronger than the computed one."""
-    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
+def project_rows(view: ProjectView) -> list[dict[str, Any]]:
+    """Per unit and adversary: what all runs together spent of the cap. Units are never added to one another."""
+    rows = []
+    for unit, cap in view.caps.items():
+        runs = [run for run in view.runs if run.unit is unit]
+        for adversary in Adversary:
+            spent = view.spent(unit, adversary)
+            rows.append(
+                {
+                    "unit": unit.value,
+                    "adversary": adversary.value,
+                    "described": adversary.described,
+                    "trusted": any(isinstance(event, TrustedEvent) for event in spent),
+                    "filter_bound": _finite(view.bound(unit, adversary)),
+                    "cap": cap.epsilon[adversary],
+                    "delta": cap.delta,
+                    "order": cap.order,
+                    "runs": len(runs),
+                    "rounds": sum(len(run.rounds) for run in runs),
+                }
+            )
+    return rows
 
 
 def _finite(value: float) -> float | None:
@@ -145,13 +176,18 @@ def _noise_assumptions(view: LedgerView) -> list[str]:
     return ["Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded."]
 
 
-def _assumptions(view: LedgerView) -> list[str]:
+def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
     header = view.header
+    others = (
+        "Every run on the same people named the project's books: a run that did not is in no total here."
+        if shared
+        else "These figures are of this run alone; another run on the same people adds to them, and no book of both is kept."
+    )
     lines = [
         f"The number of {_WHO[header.unit][1]} and the invited clients are public; neighbours differ in one unit's "
         "contribution being replaced by the empty one (zero-out).",
         "A user_id is one person and occurs in one client only (one person, one client): not checked.",
-        "These figures are of this run alone; another run on the same people adds to them, and no book of both is kept.",
+        others,
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         *_noise_assumptions(view),
         "The time at which a message arrives is out of scope.",

@@ -16,6 +16,7 @@ def render_text(report: Report) -> str:
     lines += _table("Who could learn something about one unit, and how much (the claim)", f["claim"])
     for node in f["nodes"]:
         lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
+    lines += _project(f["project"])
     lines += [
         "How it was computed",
         f"  unit {f['unit']}, neighbouring relation {f['relation']}, trust {f['trust']}",
@@ -45,6 +46,23 @@ def epsilon_text(row: dict[str, Any]) -> str:
         as_if = row["epsilon_if_random_numbers_were_private"]
         return "INFINITE" + (f" ({rounded_up(as_if)} had the random numbers been private)" if as_if is not None else "")
     return f"epsilon {rounded_up(row['epsilon'])} at delta {row['delta']:g}, unit {row['unit']}"
+
+
+def project_text(row: dict[str, Any]) -> str:
+    """One cell of a project's table."""
+    bound = "INFINITE" if row["filter_bound"] is None else rounded_up(row["filter_bound"])
+    trusted = "; trusted in some rounds, which promise nothing" if row["trusted"] else ""
+    return f"filter bound {bound} of {row['cap']:g} at delta {row['delta']:g}, unit {row['unit']}{trusted}"
+
+
+def _project(rows: list[dict[str, Any]] | None) -> list[str]:
+    if rows is None:
+        return []
+    title = (
+        "All runs on these people together, when this run was closed (a filter bound: their plans followed releases)"
+    )
+    lines = [title, *(f"  {row['described']:<66} {project_text(row)}" for row in rows)]
+    return [*lines, *(f"      {rows[0]['runs']} runs, {rows[0]['rounds']} rounds" for _ in rows[:1]), ""]
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +12,83 @@ from privacy.accounting import epsilon
 from privacy.errors import CodedError
 from privacy.events import TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
-from privacy.report.build import FEDERATION, build_report, ledger_paths, rounded_up
+from privacy.project import is_project
+from privacy.report.build import FEDERATION, Report, build_report, ledger_paths, project_paths
+from privacy.report.project import JoinedRun, check_project
+from privacy.report.signatures import check_manifest_signature, check_signed_heads, check_signer
+from privacy.report.text import render_text
+from privacy.report.verdict import Verdict
 from privacy.units import Adversary
 
 
-@dataclass
-class Verdict:
-    """What was checked, line by line, and what failed."""
-
-    passed: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    epsilons: dict[str, float | None] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """True if no check failed."""
-        return not self.failed
-
-    def to_json(self) -> dict[str, Any]:
-        """For scripts."""
-        return {"ok": self.ok, "passed": self.passed, "failed": self.failed, "epsilon": self.epsilons}
-
-    def to_text(self) -> str:
-        """For people: one line per check, then epsilon per adversary."""
-        lines = [f"ok    {line}" for line in self.passed] + [f"FAIL  {line}" for line in self.failed]
-        for name, value in self.epsilons.items():
-            lines.append(
-                f"      against {name}: " + ("no finite epsilon" if value is None else f"epsilon {rounded_up(value)}")
-            )
-        lines.append("verified" if self.ok else "NOT VERIFIED")
-        return "\n".join(lines) + "\n"
-
-
-def verify(target: Path, head: str | None = None) -> Verdict:
-    """Check one ledger file, or every ledger of a run folder and the figures of its report and release.
+def verify(target: Path, head: str | None = None, signer: str | None = None) -> Verdict:
+    """Check one ledger, the books of a project, or every ledger of a run folder and the figures of report and release.
 
     Args:
-        target: a ledger file or a run folder.
-        head: a head hash that you know from elsewhere; the (federation's) ledger must contain it.
+        target: a ledger file, a project's books, or a run folder.
+        head: a head hash that you know from elsewhere; the (federation's) ledger must contain it. Lines may follow it,
+            and the verdict says how many.
+        signer: a public key, or its fingerprint, that you know from elsewhere; it must have signed the newest head.
     """
     verdict = Verdict()
     if target.is_dir():
-        manifest = _read_json(target / "release" / "manifest.json", verdict)
-        anchors = _anchors(manifest, verdict)
-        views = {
-            str(p.relative_to(target)): _check_ledger(p, str(p.relative_to(target)), verdict)
-            for p in ledger_paths(target)
-        }
-        if not any(name.startswith("nodes/") for name in views):
-            verdict.failed.append("nodes/: no node ledger")
-        if head:
-            anchors[FEDERATION] = head
-        for name in anchors.keys() - views.keys():
-            verdict.failed.append(f"{name}: named in the release manifest, but missing")
-        for name, view in views.items():
-            if view:
-                _check_anchor(name, view, anchors.get(name), verdict)
-        _check_released_files(target / "release", manifest, verdict)
-        if all(views.values()):
-            _check_agreement([view for view in views.values() if view], finished=manifest is not None, verdict=verdict)
-        if verdict.ok and (target / "report.json").exists():
-            _check_report(target, verdict)
-        federation = views.get(FEDERATION)
+        _verify_run(target, head, signer, verdict)
+    elif is_project(target):
+        project = check_project(target, target.name, None, verdict)
+        if project:
+            _check_known_head(target.name, project.hashes, head, verdict)
+            check_signer(signer, {target.name: project.signer}, verdict)
     else:
-        federation = _check_ledger(target, target.name, verdict)
-        if federation:
-            _check_anchor(target.name, federation, head, verdict)
+        view = _check_ledger(target, target.name, verdict)
+        if view:
+            public = check_signed_heads(target.name, target, view.hashes, None, verdict)
+            check_signer(signer, {target.name: public}, verdict)
+            _check_known_head(target.name, view.hashes, head, verdict)
+            _epsilons(view, verdict)
+    return verdict
+
+
+def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdict) -> None:
+    manifest = _read_json(run / "release" / "manifest.json", verdict)
+    anchors = _anchors(manifest, verdict)
+    paths = {str(p.relative_to(run)): p for p in ledger_paths(run)}
+    views = {name: _check_ledger(path, name, verdict) for name, path in paths.items()}
+    if not any(name.startswith("nodes/") for name in views):
+        verdict.failed.append("nodes/: no node ledger")
+    present = {*views, *(path.name for path in project_paths(run))}
+    for name in anchors.keys() - present:
+        verdict.failed.append(f"{name}: named in the release manifest, but missing")
+    signers = {}
+    for name, view in views.items():
+        if view:
+            signers[name] = check_signed_heads(name, paths[name], view.hashes, manifest, verdict)
+            if head is None or name != FEDERATION or name in anchors:
+                _check_anchor(name, view.head, anchors.get(name), verdict)
+            if name == FEDERATION and head is not None:
+                _check_known_head(name, view.hashes, head, verdict)
+    _check_keys(manifest, signers, signer, verdict)
+    federation = views.get(FEDERATION)
+    for path in project_paths(run):
+        joined = JoinedRun(signers.get(FEDERATION, ""), federation.reservations) if federation else None
+        project = check_project(path, path.name, joined, verdict, manifest)
+        if project:
+            _check_anchor(path.name, project.hashes[-1], anchors.get(path.name), verdict)
+    _check_released_files(run / "release", manifest, verdict)
+    if all(views.values()):
+        _check_agreement([view for view in views.values() if view], finished=manifest is not None, verdict=verdict)
+    if verdict.ok:
+        _check_report(run, finished=manifest is not None, verdict=verdict)
     if federation:
         _epsilons(federation, verdict)
-    return verdict
+
+
+def _check_keys(manifest: dict[str, Any] | None, signers: dict[str, str], known: str | None, verdict: Verdict) -> None:
+    """The manifest is signed by the key of the federation's ledger, and, if one is named, by that one."""
+    public = check_manifest_signature(manifest, verdict)
+    if public and public != signers.get(FEDERATION):
+        verdict.failed.append("release/manifest.json: is not signed by the key of the federation's ledger")
+    found = {FEDERATION: signers.get(FEDERATION, "")}
+    check_signer(known, found if manifest is None else {**found, "release/manifest.json": public}, verdict)
 
 
 def _check_ledger(path: Path, name: str, verdict: Verdict) -> LedgerView | None:
@@ -148,27 +155,52 @@ def _check_agreement(views: list[LedgerView], *, finished: bool, verdict: Verdic
             verdict.failed.append(f"{view.header.scope}: round {missing} is not booked, but others know of it")
 
 
-def _check_anchor(name: str, view: LedgerView, anchor: str | None, verdict: Verdict) -> None:
+def _check_anchor(name: str, head: str, anchor: str | None, verdict: Verdict) -> None:
+    """A release closes its ledgers: their last line is the manifest's."""
     if anchor is None:
         verdict.passed.append(f"{name}: chain intact, completeness not shown (no anchor: give --head HASH)")
-    elif anchor == view.head:
+    elif anchor == head:
         verdict.passed.append(f"{name}: complete up to the anchor {anchor[:12]}…")
     else:
         verdict.failed.append(
-            f"{name}: its head {view.head[:12]}… is not the anchor {anchor[:12]}… (cut, rolled back or added to)"
+            f"{name}: its head {head[:12]}… is not the anchor {anchor[:12]}… (cut, rolled back or added to)"
         )
 
 
-def _check_report(run: Path, verdict: Verdict) -> None:
+def _check_known_head(name: str, hashes: tuple[str, ...], known: str | None, verdict: Verdict) -> None:
+    """A head that the reader noted once must still be there; the ledger may have gone on."""
+    if known is None:
+        verdict.passed.append(f"{name}: chain intact, completeness not shown (no anchor: give --head HASH)")
+    elif known in hashes:
+        after = len(hashes) - 1 - hashes.index(known)
+        more = (
+            f", and {after} lines follow it, whose completeness is not shown" if after else ", and nothing follows it"
+        )
+        verdict.passed.append(f"{name}: complete up to the anchor {known[:12]}…{more}")
+    else:
+        verdict.failed.append(f"{name}: does not hold the anchor {known[:12]}…; cut or rolled back, or another ledger")
+
+
+def _check_report(run: Path, *, finished: bool, verdict: Verdict) -> None:
+    if not finished and not (run / "report.json").exists():
+        return
     claimed = _read_json(run / "report.json", verdict)
     if claimed is None:
+        if verdict.ok:
+            verdict.failed.append("report.json: missing, although the run is finished")
         return
     fresh = json.loads(json.dumps(build_report(run).fields))
     differing = sorted(key for key in fresh.keys() | claimed.keys() if not _same(fresh.get(key), claimed.get(key)))
     if differing:
         verdict.failed.append(f"report.json: differs from what the ledgers say in {', '.join(differing)}")
-    else:
-        verdict.passed.append("report.json: every figure recomputed from the ledgers")
+        return
+    verdict.passed.append("report.json: every figure recomputed from the ledgers")
+    text = run / "report.txt"
+    if text.exists() or finished:
+        if text.exists() and text.read_bytes() == render_text(Report(claimed)).encode():
+            verdict.passed.append("report.txt: says what report.json says")
+        else:
+            verdict.failed.append("report.txt: is not the text of report.json")
 
 
 def _same(a: Any, b: Any) -> bool:

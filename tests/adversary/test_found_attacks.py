@@ -57,7 +57,7 @@ def test_a_huge_message_cannot_drown_the_noise_in_rounding() -> None:
     )
     honest = Entrusted(0, 1, np.array([0.5]), 1.0).to_bytes()
     huge = Entrusted(1, 1, np.array([2.0**64]), 1.0).to_bytes()
-    release = server.release([honest, huge], Reservation(1, 1, mechanism.events()))
+    release = server.release([honest, huge], Reservation(1, 1, mechanism.events()).grant())
     assert abs(release.value[0]) < 100
     assert any("Client 1" in line for line in said)
 

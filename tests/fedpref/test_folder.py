@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 import fedpref.api
@@ -21,8 +23,8 @@ from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal, write_durably
 from fedpref.plan import make_plan
 from fedpref.tracking import JsonlTracker
-from privacy.errors import CodedError, LedgerWriteError
-from privacy.ledger import read_ledger
+from privacy.errors import CodedError, LedgerError, LedgerWriteError
+from privacy.ledger import Reservation, read_ledger
 from privacy.report import verify
 from tests.fedpref.conftest import speak
 from tests.tiny import make_recipe, train
@@ -309,22 +311,56 @@ def test_a_durable_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
         write_durably(tmp_path / "no folder" / "file", b"")
 
 
+def reservation(number: int, seq: int = 1) -> Reservation:
+    """A reservation as the node's ledger would give it out."""
+    return Reservation(seq, number, {}, hash=f"hash {seq}").grant()
+
+
+def booked(seq: int, digest: str) -> bool:
+    """A ledger that has every reservation."""
+    return digest == f"hash {seq}"
+
+
 def test_the_sealed_journal_keeps_the_last_round_whole_or_not_at_all(tmp_path: Path) -> None:
-    journal = SealedJournal(tmp_path / "sealed.bin")
-    assert journal.load(1) is None
-    journal.save(1, [b"one", b"", b"three"])
-    assert journal.load(1) == [b"one", b"", b"three"]
-    assert journal.load(2) is None
-    digest = journal.save(2, [b"x" * 100])
+    journal = SealedJournal(tmp_path / "sealed.bin", "plan")
+    assert journal.load(1, booked) is None
+    assert journal.intact()
+    journal.save(reservation(1), [b"one", b"", b"three"])
+    assert journal.load(1, booked) == [b"one", b"", b"three"]
+    assert journal.load(2, booked) is None
+    digest = journal.save(reservation(2), [b"x" * 100])
     assert len(digest) == 64
-    assert journal.load(1) is None
+    assert journal.load(1, booked) is None
     whole = (tmp_path / "sealed.bin").read_bytes()
     for damaged in (whole[:-1], whole[:40], b"", whole[:60] + b"?" + whole[61:], b"\0" * len(whole)):
         (tmp_path / "sealed.bin").write_bytes(damaged)
-        assert journal.load(2) is None
+        assert journal.load(2, booked) is None
+        assert not journal.intact()
     journal.clear()
     journal.clear()
-    assert journal.load(2) is None
+    assert journal.load(2, booked) is None
+
+
+def test_kept_bytes_of_another_plan_are_never_sent_nor_replaced(tmp_path: Path) -> None:
+    SealedJournal(tmp_path / "sealed.bin", "plan").save(reservation(1), [b"one"])
+    for number in (1, 2):
+        with pytest.raises(RunFolderError, match="another plan"):
+            SealedJournal(tmp_path / "sealed.bin", "other").load(number, booked)
+
+
+def test_kept_bytes_whose_booking_is_gone_say_that_the_ledger_was_rolled_back(tmp_path: Path) -> None:
+    journal = SealedJournal(tmp_path / "sealed.bin", "plan")
+    journal.save(reservation(3, seq=5), [b"one"])
+    for holds in (lambda seq, digest: False, lambda seq, digest: (seq, digest) == (5, "another line")):
+        with pytest.raises(LedgerError, match="does not have line 5"):
+            journal.load(3, holds)
+
+
+def test_a_journal_of_the_first_version_is_refused_because_its_bytes_may_have_been_sent(tmp_path: Path) -> None:
+    body = np.array([1, 1, 3], dtype="<i8").tobytes() + b"one"
+    (tmp_path / "sealed.bin").write_bytes(hashlib.sha256(body).digest() + body)
+    with pytest.raises(RunFolderError, match="form of this version"):
+        SealedJournal(tmp_path / "sealed.bin", "plan").load(1, booked)
 
 
 def test_checkpoints_give_back_the_newest_and_skip_what_was_never_finished(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Bench:
         self.path = folder / "node.jsonl"
         header = LedgerHeader("node:t", "t", PrivacyUnit.USER, trust, target, 1e-5, self.rng.private, {})
         self.ledger = Ledger(self.path, header)
-        self.journal = SealedJournal(folder / "sealed.bin")
+        self.journal = SealedJournal(folder / "sealed.bin", "plan")
         self.data = prepare_node(self.clients, self.features, PrivacyUnit.USER, LIMIT)
         self.node = Node(
             name="t",
@@ -123,6 +123,26 @@ def test_every_person_moves_a_message_by_at_most_the_clipping_norm(tmp_path: Pat
         moved = sent - other.values(1, other.ask(1))
         assert 0 < np.linalg.norm(moved[0]) <= CLIP
         assert np.abs(moved[1:]).max() == 0.0
+
+
+def test_a_person_with_long_gradients_moves_a_message_by_the_clipping_norm_and_no_more(tmp_path: Path) -> None:
+    """Every record alone would reach the bound; a person's records together may not pass it."""
+    clients = {"one": three_clients()["client-0"]}
+
+    def long(texts: Sequence[Conversation]) -> Features:
+        return 50 * FEATURES(texts)
+
+    whole = Bench(tmp_path, rate=1.0, clients=clients, features=long)
+    assert int(np.diff(whole.data.start).max()) == LIMIT
+    sent, norms = whole.values(1, whole.ask(1)), []
+    for name in sorted(set(clients["one"].user.tolist())):
+        folder = tmp_path / name
+        folder.mkdir()
+        without = {"one": clients["one"].select(clients["one"].user != name)}
+        other = Bench(folder, rate=1.0, clients=without, features=long)
+        norms.append(float(np.linalg.norm(sent - other.values(1, other.ask(1)))))
+    assert max(norms) <= CLIP
+    assert sorted(norms)[len(norms) // 2] > 0.99 * CLIP
 
 
 def test_asked_twice_a_node_sends_identical_bytes_and_books_once(tmp_path: Path) -> None:
@@ -240,4 +260,4 @@ def test_a_node_with_its_own_budget_refuses_the_round_that_would_overspend(tmp_p
     assert caught.value.code == "FP410"
     bench.ledger.close()
     assert len(read_ledger(bench.path).reservations) == 1  # nothing was booked for the round that did not run
-    assert bench.journal.load(2) is None
+    assert bench.journal.load(2, bench.ledger.holds) is None

@@ -27,10 +27,11 @@ import fedpref.journal
 import fedpref.release
 from fedpref.config import Recipe
 from fedpref.journal import Checkpoints, SealedJournal
+from fedpref.plan import make_plan
 from fedpref.tracking import JsonlTracker
 from privacy.accounting import epsilon
 from privacy.chain import ChainWriter, Entry
-from privacy.ledger import LedgerView, read_ledger
+from privacy.ledger import LedgerView, Reservation, read_ledger
 from privacy.report import verify
 from privacy.units import Adversary
 from tests.tiny import make_recipe, train, write_recipe
@@ -204,14 +205,17 @@ def test_with_private_random_numbers_a_kill_costs_no_second_event(tmp_path: Path
         recipe = make_recipe(folder, federation__num_rounds=ROUNDS)
         with pytest.raises(Killed), Killer(point, "after").lurking():
             train(recipe)
-        journal = SealedJournal(Path(recipe.output_dir) / "nodes/local/sealed.bin")
-        kept = {number: sent for number in range(1, ROUNDS + 1) if (sent := journal.load(number)) is not None}
+        journal = SealedJournal(Path(recipe.output_dir) / "nodes/local/sealed.bin", make_plan(recipe).digest)
+        rounds = range(1, ROUNDS + 1)
+        kept = {n: sent for n in rounds if (sent := journal.load(n, lambda seq, digest: True)) is not None}
         exchanged: dict[int, list[bytes]] = {}
         save = SealedJournal.save
 
-        def spy(self: SealedJournal, number: int, messages: list[bytes], into: Any = exchanged, to: Any = save) -> str:
-            into[number] = messages
-            digest: str = to(self, number, messages)
+        def spy(
+            self: SealedJournal, of: Reservation, messages: list[bytes], into: Any = exchanged, to: Any = save
+        ) -> str:
+            into[of.round] = messages
+            digest: str = to(self, of, messages)
             return digest
 
         with mock.patch.object(SealedJournal, "save", spy):

@@ -28,7 +28,9 @@ from tests.tiny import write_recipe
 
 PUBLIC_FILES = {
     "evaluation.json",
+    "ledger.head.json",
     "ledger.jsonl",
+    "ledger.key",
     "metrics.jsonl",
     "plan.json",
     "recipe.yaml",
@@ -131,7 +133,7 @@ def test_the_run_folder_has_exactly_the_known_files(finished: FinishedRun) -> No
     expected = PUBLIC_FILES | {f"checkpoints/round-{n:06d}.safetensors" for n in rounds}
     assert {str(p.relative_to(finished.path)) for p in outside_nodes(finished.path)} == expected
     node = {str(p.relative_to(finished.path / "nodes")) for p in (finished.path / "nodes").rglob("*") if p.is_file()}
-    assert node == {"local/features.safetensors", "local/ledger.jsonl"}
+    assert node == {"local/features.safetensors", "local/ledger.head.json", "local/ledger.jsonl", "local/ledger.key"}
 
 
 @pytest.mark.parametrize("planted", [PLANTED_TEXT, PLANTED_USER])

@@ -45,7 +45,7 @@ def server(said: list[str] | None = None, trust: Trust = Trust.CENTRAL, num_clie
 
 
 def reservation(trust: Trust = Trust.CENTRAL, number: int = 1) -> Reservation:
-    return Reservation(1, number, GaussianMechanism(trust, PoissonSampling(0.1), CLIP, 2.0).events())
+    return Reservation(1, number, GaussianMechanism(trust, PoissonSampling(0.1), CLIP, 2.0).events()).grant()
 
 
 def entrusted(client: int, value: float = 0.125, number: int = 1, bound: float = CLIP) -> bytes:

@@ -15,6 +15,8 @@ from privacy.mechanism import GaussianMechanism
 from privacy.report import build_report, render_text
 from privacy.report.build import ledger_paths
 from privacy.sampling import PoissonSampling
+from privacy.signing import SigningKey, key_path
+from privacy.signing_files import read_signed_head
 from privacy.units import Adversary, PrivacyUnit, Trust
 
 REPEATABLE = settings(deadline=None, derandomize=True)  # no clock and no chance in a property test
@@ -69,7 +71,8 @@ def write_run(
         ("node:local", folder / "nodes" / "local" / "ledger.jsonl", mechanism.node_events()),
     ):
         budget = changes.get("target_epsilon") if trust is Trust.LOCAL or scope == "federation" else None
-        ledger = Ledger(file, header(**{**changes, "scope": scope, "trust": trust, "target_epsilon": budget}))
+        opened = header(**{**changes, "scope": scope, "trust": trust, "target_epsilon": budget})
+        ledger = Ledger(file, opened, signer=SigningKey.at(key_path(file)))
         for number in range(1, rounds + 1):
             ledger.commit(ledger.reserve(number, booked))
         ledger.close()
@@ -86,11 +89,15 @@ def write_report(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """``release/manifest.json`` with the heads that the ledgers have now, and a released file."""
+    """A signed ``release/manifest.json`` with the heads that the ledgers have now, and a released file."""
     release = folder / "release"
     (release / "reward").mkdir(parents=True, exist_ok=True)
     (release / "reward" / "head.bin").write_bytes(b"weights")
     heads = {str(path.relative_to(folder)): read_ledger(path).head for path in ledger_paths(folder)}
     files = {"reward/head.bin": hashlib.sha256(b"weights").hexdigest()}
-    manifest = {"schema": "fedpref-release-1", "ledger_heads": heads, "files": files}
+    signed = {name: head.to_json() for name in heads if (head := read_signed_head(folder / name))}
+    key = SigningKey.at(key_path(folder / "ledger.jsonl"))
+    manifest: dict[str, Any] = {"schema": "fedpref-release-1", "ledger_heads": heads, "files": files}
+    manifest |= {"signed_heads": signed, "public_key": key.public}
+    manifest["signature"] = key.sign(manifest)
     (release / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

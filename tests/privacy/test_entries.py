@@ -92,6 +92,13 @@ def test_these_orders_are_kept(path: Path, lines: list[Line]) -> None:
         pytest.param([OPEN, reserve(1), abort(1, 0)], 3, id="spent as an int"),
         pytest.param([OPEN, reserve(1), abort(1, None)], 3, id="spent as null"),
         pytest.param([OPEN, reserve(1), ("abort", {"reserve": 1, "spent": False})], 3, id="abort without a reason"),
+        pytest.param([OPEN, reserve(1), commit(1.0)], 3, id="a commit of line 1.0"),
+        pytest.param([OPEN, reserve(1), commit(True)], 3, id="a commit of line true"),
+        pytest.param([OPEN, reserve(1), abort(1.0)], 3, id="an abort of line 1.0"),
+        pytest.param([OPEN, reserve(1), abort(True, False)], 3, id="a give-back of line true"),
+        pytest.param([OPEN, reserve(1), retry(1.0)], 3, id="a retry of line 1.0"),
+        pytest.param([OPEN, reserve(1), ("retry", {"reserve": 1, "sealed": 7})], 3, id="sealed as a number"),
+        pytest.param([OPEN, reserve(1), ("abort", {"reserve": 1, "spent": True, "reason": None})], 3, id="reason null"),
         pytest.param([OPEN, retry(0)], 2, id="retry of nothing"),
         pytest.param([OPEN, reserve(1), retry(0)], 3, id="retry of another line"),
         pytest.param([OPEN, reserve(1), commit(1), retry(1)], 4, id="retry of a closed round"),
@@ -172,3 +179,28 @@ def test_an_aborted_round_is_spent_or_given_back_but_never_committed(path: Path)
 @pytest.mark.parametrize("end", [commit(1), abort(1, True), abort(1, False)], ids=["commit", "spent", "given back"])
 def test_a_closed_round_is_not_open(path: Path, end: Line) -> None:
     assert read_ledger(written(path, OPEN, reserve(1), end)).open_reservation is None
+
+
+GOLDEN = Path(__file__).parent / "golden" / "ledger-1.jsonl"
+
+
+def test_a_ledger_of_the_first_version_still_reads() -> None:
+    """Written by the first version; its bytes are the promise that the format does not break."""
+    view = read_ledger(GOLDEN)
+    assert view.head == "b79bdc2e676989cf38bd6ab9fc1b1259ec255fb0557058764b52fd9f575c0390"
+    assert view.header == header(target_epsilon=8.0)
+    assert [r.round for r in view.reservations] == [1, 2, 3, 3, 4, 5]
+    assert view.composition(Adversary.READER) == {EVENT: 5}
+    assert (len(view.committed), len(view.aborted), len(view.given_back)) == (3, 1, 1)
+
+
+def test_a_ledger_of_the_first_version_can_be_continued_and_only_grows(path: Path) -> None:
+    path.write_bytes(GOLDEN.read_bytes())
+    book = Ledger(path, header(target_epsilon=8.0))
+    interrupted = book.open_reservation
+    assert interrupted is not None
+    book.retry(interrupted, "never sent")
+    book.commit(interrupted)
+    book.close()
+    assert path.read_bytes().startswith(GOLDEN.read_bytes())
+    assert len(read_ledger(path).committed) == 4

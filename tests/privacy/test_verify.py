@@ -15,8 +15,9 @@ import pytest
 from privacy.__main__ import main
 from privacy.chain import ChainWriter
 from privacy.events import GaussianEvent, NonPrivateEvent
-from privacy.ledger import read_ledger
+from privacy.ledger import Ledger, read_ledger
 from privacy.report import build_report, verify
+from privacy.signing import SigningKey, head_path, key_path
 from privacy.units import Adversary, PrivacyUnit
 from tests.privacy.books import events, header, write_ledger, write_manifest, write_report, write_run
 
@@ -34,8 +35,12 @@ def run(tmp_path: Path, honest: Path) -> Path:
     return Path(shutil.copytree(honest, tmp_path / "run"))
 
 
-def drop_last_lines(path: Path, n: int) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-n]))
+def drop_last_lines(path: Path, n: int, *, signed: bool = True) -> None:
+    """Cut a ledger; ``signed=False`` takes its signed head away as well, as whoever can write the folder can."""
+    if not signed:
+        head_path(path).unlink(missing_ok=True)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: len(lines) - n]))
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -94,19 +99,23 @@ def test_a_head_known_from_elsewhere_takes_the_place_of_the_manifest(run: Path) 
     shutil.rmtree(run / "release")
     assert verify(run, head).ok
     drop_last_lines(run / "ledger.jsonl", 2)
+    assert "ledger.jsonl: line 7 is not the one that was signed" in failures(run)
+    drop_last_lines(run / "ledger.jsonl", 0, signed=False)
     (run / "report.json").unlink()
     assert verify(run).ok
-    assert "ledger.jsonl: its head" in failures(run, head)
+    assert "ledger.jsonl: does not hold the anchor" in failures(run, head)
 
 
 def test_an_attacker_who_rewrites_manifest_and_report_too_is_found_against_that_head(run: Path) -> None:
     head = read_ledger(run / "ledger.jsonl").head
     for name in LEDGERS:
-        drop_last_lines(run / name, 2)
+        drop_last_lines(run / name, 2, signed=False)
+        key = SigningKey.at(key_path(run / name))  # who can write the folder can read its keys
+        Ledger(run / name, read_ledger(run / name).header, signer=key).close()
     write_report(run)
     write_manifest(run)
     assert verify(run).ok
-    assert "ledger.jsonl: its head" in failures(run, head)
+    assert "ledger.jsonl: does not hold the anchor" in failures(run, head)
 
 
 def test_a_missing_node_ledger_is_found(run: Path) -> None:
@@ -229,7 +238,7 @@ def test_a_ledger_that_lacks_rounds_of_the_other_is_found_without_any_anchor(
 ) -> None:
     shutil.rmtree(run / "release")
     (run / "report.json").unlink()
-    drop_last_lines(run / LEDGERS[shortened], 2)
+    drop_last_lines(run / LEDGERS[shortened], 2, signed=False)
     assert verify(run).ok  # so a run looks that is under way: the newest round in one ledger alone
     drop_last_lines(run / LEDGERS[shortened], 2)
     assert f"{scope}: round 2 is not booked" in failures(run)

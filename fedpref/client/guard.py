@@ -1,0 +1,162 @@
+"""A client's own defence: its terms, read from ``client.yaml``, and its own books over all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedpref.channel.base import Failure
+from privacy.accounting import Composition
+from privacy.entries import Events
+from privacy.errors import CodedError, ParameterError, TermsRefusal
+from privacy.project import ProjectRun
+from privacy.project_book import Account, ProjectBook
+from privacy.signing import SigningKey, key_path
+from privacy.terms import Offer, Terms
+from privacy.units import Adversary
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """``client.yaml``: terms, and where the client's own books over all runs lie (beside the file unless said)."""
+
+    terms: Terms
+    ledger: Path
+
+
+def read_client_config(path: Path) -> ClientConfig:
+    """Read a client's file; closed, like a recipe.
+
+    Raises:
+        ParameterError: unreadable, an unknown key, or terms that are none.
+    """
+    try:
+        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}"[:200]) from None
+    if not isinstance(tree, dict) or not {"terms"} <= set(tree) <= {"terms", "ledger"}:
+        raise _unreadable(path, "It has the keys `terms` and, if wanted, `ledger`, and no others.")
+    ledger = tree.get("ledger", f"{path.stem}.books.jsonl")
+    if not isinstance(ledger, str):
+        raise _unreadable(path, "`ledger` is a path.")
+    return ClientConfig(Terms.from_json(tree["terms"]), path.parent / ledger)
+
+
+def client_configs(path: Path, clients: list[str]) -> dict[int, ClientConfig]:
+    """Client number -> its file. ``path`` is one file for all clients of the node, or a folder with CLIENT.yaml each.
+
+    In a folder, a client without a file has no terms: it takes part in everything that the recipe says.
+
+    Raises:
+        ParameterError: nothing there, or a file that names no client.
+    """
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.yaml"))}
+        strangers = sorted(files.keys() - set(clients))
+        if strangers or not files:
+            raise _unreadable(
+                path, f"No client is named {strangers[0]!r}." if strangers else "No CLIENT.yaml is in it."
+            )
+        return {i: read_client_config(files[name]) for i, name in enumerate(clients) if name in files}
+    one = read_client_config(path)
+    return dict.fromkeys(range(len(clients)), one)
+
+
+def _unreadable(path: Path, why: str) -> ParameterError:
+    return ParameterError(f"{path.name}: is no client's file.", why, "See docs/terms.md for the form.")
+
+
+class Guard:
+    """Terms and books of one client (or of several that share both) in one run."""
+
+    def __init__(self, config: ClientConfig, today: Callable[[], date] = date.today) -> None:
+        self._terms, self._path, self._today = config.terms, config.ledger, today
+        self._book: ProjectBook | None = None
+        self._account: Account | None = None
+        self._refused: CodedError | None = None
+
+    def begin(self, offer: Offer, run: ProjectRun, planned: Mapping[Adversary, Composition], booked: bool) -> None:
+        """Check the whole run before it starts. A refusal is kept and answers every round of it.
+
+        Args:
+            offer: what is asked; its ``epsilon`` is filled in here.
+            run: how the run is named in the client's own books.
+            planned: what is left of the run, per adversary.
+            booked: False if the random numbers can be replayed: nothing is promised then, and nothing booked.
+        """
+        self._refused = self._terms.check(replace(offer, epsilon=dict.fromkeys(Adversary, 0.0)), self._today())
+        if self._refused is not None:
+            return
+        if not booked:
+            self._refused = TermsRefusal(
+                "The client's terms refuse: `budgets`.",
+                "The random numbers of this run can be replayed (`privacy.rng: seeded`), so its epsilon is infinite.",
+                "Ask with `privacy.rng: os`.",
+                term="budgets",
+            )
+            return
+        try:
+            self._join(offer, run, planned)
+        except CodedError as error:
+            self._refused = error
+            self.close()
+
+    def _join(self, offer: Offer, run: ProjectRun, planned: Mapping[Adversary, Composition]) -> None:
+        budget = self._terms.budgets[offer.unit]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._book = ProjectBook(self._path, SigningKey.at(key_path(self._path)))
+        known = self._book.cap_of(offer.unit)
+        stricter = known is not None and known.delta <= budget.delta and _at_most(budget.epsilon, known.epsilon)
+        events = {adversary: next(iter(composition)) for adversary, composition in planned.items() if composition}
+        if events and not stricter:  # terms may be tightened along the way, never loosened: see ``fix_cap``
+            self._book.fix_cap(offer.unit, budget.epsilon, budget.delta, events)
+        self._account = self._book.join(run, private_rng=True)
+        for adversary, composition in planned.items():
+            self._account.expect(adversary, composition)
+        bounds = {adversary: self._account.bound(adversary, composition) for adversary, composition in planned.items()}
+        refusal = self._terms.check(replace(offer, epsilon=bounds), self._today())
+        if refusal is not None:
+            raise refusal
+
+    @property
+    def refused(self) -> CodedError | None:
+        """Why this client takes no part in the run, if it refused it as a whole."""
+        return self._refused
+
+    def check(self, offer: Offer, events: Events) -> CodedError | None:
+        """Check one round's request: the terms as they are today, and the books with ``events`` on top.
+
+        ``events`` is empty for a round that was booked before and goes on.
+        """
+        if self._refused is not None:
+            return self._refused
+        if self._account is None:
+            return TermsRefusal(
+                "The client was not asked before the run.", "No run began.", "Start with `begin`.", term="budgets"
+            )
+        epsilon = {who: self._account.bound(who, {e: 1} if (e := events.get(who)) else {}) for who in Adversary}
+        return self._terms.check(replace(offer, epsilon=epsilon), self._today())
+
+    def reserve(self, round_number: int, events: Events) -> None:
+        """Book the round in the client's own books, before its data are touched."""
+        if self._account is not None:
+            self._account.reserve(round_number, events)
+
+    def close(self) -> None:
+        """Close the client's own books."""
+        if self._book is not None:
+            self._book.close()
+
+
+def _at_most(asked: Mapping[Adversary, float], fixed: Mapping[Adversary, float]) -> bool:
+    return all(asked[adversary] <= fixed[adversary] for adversary in Adversary)
+
+
+def failure(refusal: CodedError) -> Failure:
+    """A coded refusal as the channel carries it: the code and the term, nothing that depends on data."""
+    return Failure(f"[{refusal.code}] {refusal.what} {refusal.why}", refusal.code)
