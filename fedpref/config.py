@@ -67,9 +67,9 @@ class FederationConfig(Block):
     partition: PartitionConfig = PartitionConfig()
     num_rounds: Annotated[int, Field(ge=1)] = 100
     """How often the server asks all clients and takes a step."""
-    num_users: Annotated[int, Field(ge=1)] = 1000
-    """A public constant, about the number of people who take part: sums are divided by sample_rate * num_users. Declared
-    here, never counted from data (rule 4)."""
+    num_units: Annotated[int, Field(ge=1)]
+    """A public constant, about the number of privacy units that take part (people, or records if privacy.unit is example):
+    sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""
     terms: str | None = None
     """The clients' own terms: a `client.yaml` for all clients of this machine, or a folder with one `CLIENT.yaml` each;
     see `docs/terms.md`."""
@@ -289,7 +289,7 @@ class Recipe(Block):
     """Of the base model; `auto` is bfloat16 where a probe says that it is faster, else float32."""
     max_length: Annotated[int, Field(ge=8)] = 384
     """Tokens of a rendered conversation; longer ones lose the end of the completion."""
-    federation: FederationConfig = FederationConfig()
+    federation: FederationConfig
     privacy: PrivacyConfig
     reward: RewardConfig
     policy: PolicyConfig | None = None

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from privacy.labels import RandomizedResponse
 from privacy.mechanism import GaussianMechanism
 from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
 from privacy.sealed import size_of
-from privacy.units import Adversary, PrivacyUnit, Trust
+from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
 _TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
+_POLICY_TOKENS_PER_SECOND = 160  # sampled or trained on by SmolLM2-135M, fp32, 2 cores
+_PROMPTS = 30  # where a description does not say
 _TOKENS_PER_TEXT = 70  # where a data set's description does not say
 _EMBEDDED_MODEL_BYTES = 269_060_552  # SmolLM2-135M-Instruct, bf16
 _MARKS = 10
@@ -66,8 +68,8 @@ class Plan:
 
     @property
     def divisor(self) -> float:
-        """The public constant that sums are divided by: sample_rate x num_users."""
-        return self.recipe.privacy.sample_rate * self.recipe.federation.num_users
+        """The public constant that sums are divided by: sample_rate x num_units."""
+        return self.recipe.privacy.sample_rate * self.recipe.federation.num_units
 
     @property
     def bytes_per_client(self) -> int:
@@ -79,13 +81,25 @@ class Plan:
     def minutes(self) -> float:
         """Rough, on 2 cores: features of all texts, then the rounds at 5 ms each."""
         tokens = self.facts.get("tokens", self.facts.get("texts", 0) * _TOKENS_PER_TEXT)
-        return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30) / 60
+        return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30 + self._policy_seconds) / 60
+
+    @property
+    def _policy_seconds(self) -> float:
+        policy = self.recipe.policy
+        if policy is None:
+            return 0.0
+        trained = policy.max_steps * policy.prompts_per_step * policy.num_generations
+        compared = 2 * self.recipe.evaluation.policy_samples * self.facts.get("prompts", _PROMPTS)
+        sampled = (trained + compared) * policy.max_completion_length
+        return (sampled + trained * policy.max_completion_length) / _POLICY_TOKENS_PER_SECOND + 60
 
     @property
     def memory_gb(self) -> float | None:
         """Rough: the libraries, and four times the model's file; None for a hub model that is not here."""
         size = _model_bytes(self.recipe.model_name_or_path)
-        return None if size is None else round(1.0 + 4 * size / 1e9, 1)
+        if size is None:
+            return None
+        return round(1.0 + (4 if self.recipe.policy is None else 12) * size / 1e9, 1)
 
     @property
     def digest(self) -> str:
@@ -119,6 +133,8 @@ class Plan:
             "round": round_number,
             "num_rounds": self.num_rounds,
             "expected_cohort": self.divisor,
+            "unit": self.recipe.privacy.unit.value,
+            "delta": self.recipe.privacy.target_delta,
         }
         bound = next((eps for mark, eps in self.epsilon_marks if mark >= num_reserved), math.inf)
         if math.isfinite(bound):
@@ -140,6 +156,7 @@ class Plan:
             "num_rounds": self.num_rounds,
             "expected_cohort": self.divisor,
             "claim": [_row_json(row) for row in self.rows],
+            "further_adversaries": [asdict(other) for other in further_adversaries(self.recipe.privacy.trust)],
             "each_client_alone": [_row_json(row) for row in self.node_rows],
             "labels": None
             if self.labels is None
@@ -196,7 +213,7 @@ def clipping_of(recipe: Recipe, noise_multiplier: float) -> QuantileClipping | N
     p = recipe.privacy
     if p.clipping == "fixed":
         return None
-    cohort = p.sample_rate * recipe.federation.num_users
+    cohort = p.sample_rate * recipe.federation.num_units
     return QuantileClipping(noise_multiplier, cohort, p.target_quantile, p.clipping_learning_rate)
 
 
@@ -284,4 +301,7 @@ def _facts(recipe: Recipe) -> dict[str, int]:
     total: Counter[str] = Counter()
     for name in (*recipe.datasets, recipe.reward.public_data):
         total.update(find_dataset(name).facts)
+    if recipe.policy is not None:
+        evaluated = recipe.policy.test_prompts or recipe.policy.prompts
+        total["prompts"] = find_dataset(evaluated).facts.get("records", _PROMPTS)
     return dict(total)

@@ -38,7 +38,7 @@ class Server:
         clipping: QuantileClipping | None = None,
         clipping_norm: float | None = None,
     ) -> None:
-        """``divisor`` is a public constant (sample_rate x num_users), never a realised count (rule 4).
+        """``divisor`` is a public constant (sample_rate x num_units), never a realised count (rule 4).
 
         ``largest_norm``, a public constant as well, is more than any honest client's sum can have. A message above it is
         left out: numbers so large that the noise drowns in their rounding would undo it for everybody.
@@ -90,13 +90,12 @@ class Server:
                 "See the warnings above, then go on with --resume.",
             )
         mechanism = self._round_mechanism()
-        if mechanism.trust is Trust.CENTRAL:
-            total = ClippedSum(np.zeros(self._dimension), mechanism.max_grad_norm)
-            for message in messages:
-                total += ClippedSum(message.value, message.l2_bound)
-            return mechanism.release(total, reservation, self._rng)
-        noise = mechanism.noise_std * len(messages) ** 0.5
-        return Release(reservation.round, np.sum([m.value for m in messages], axis=0), noise)
+        if mechanism.trust is Trust.LOCAL:
+            return mechanism.collect([m for m in messages if isinstance(m, LocallyPrivate)], reservation)
+        total = ClippedSum(np.zeros(self._dimension), mechanism.max_grad_norm)
+        for message in messages:
+            total += ClippedSum(message.value, message.l2_bound)
+        return mechanism.release(total, reservation, self._rng)
 
     def step(self, release: Release) -> Vector:
         """One step of the server optimiser; returns the pseudo-gradient (released: noised, publicly scaled)."""
@@ -126,7 +125,7 @@ class Server:
                 raise SealedMessageError(
                     f"Client {client} sent a sum that no honest client can have.",
                     f"Its norm is above {limit:g}.",
-                    "Look at that client; if it is honest, federation.num_users is declared far too low.",
+                    "Look at that client; if it is honest, federation.num_units is declared far too low.",
                 )
         except SealedMessageError as error:
             self._warn(f"round {round_number}: {error.what} {error.why}")

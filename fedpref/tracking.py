@@ -15,8 +15,10 @@ RELEASED_FIGURES = frozenset(
     {
         "round",  # public
         "num_rounds",  # public
-        "expected_cohort",  # sample_rate x num_users, declared; the realised cohort is secret
+        "expected_cohort",  # sample_rate x num_units, declared; the realised cohort is secret
         "epsilon_reader",  # an upper bound for what is reserved so far, from the books
+        "unit",  # public
+        "delta",  # public
         "target_epsilon",  # public
         "noise_std",  # public
         "pseudo_gradient_norm",  # of the noised sum

@@ -30,7 +30,7 @@ from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
 
 NODE = "local"
-_SLACK = 10.0  # num_users is a declaration; an honest client's sum must not be left out for its being a little low
+_SLACK = 10.0  # num_units is a declaration; an honest client's sum must not be left out for its being a little low
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def train_reward_head(
             mechanism=mechanism,
             optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
             divisor=plan.divisor,
-            largest_norm=_SLACK * recipe.federation.num_users * mechanism.max_grad_norm,
+            largest_norm=_SLACK * recipe.federation.num_units * mechanism.max_grad_norm,
             rng=rng,
             warn=warn,
             clipping=plan.clipping,
@@ -138,7 +138,7 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
             "num_evaluation_users": given.data.split.num_evaluation_users,
             "num_rounds": recipe.federation.num_rounds,
             "num_units": given.data.num_units(p.unit),
-            "num_users_declared": recipe.federation.num_users,
+            "num_units_declared": recipe.federation.num_units,
         },
     )
 

@@ -15,6 +15,7 @@ Gaussian would not do: they are no bound for vectors.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -150,6 +151,20 @@ class GaussianMechanism:
         value = self.noised(total, rng.stream("noise", round=reservation.round))
         return Release(reservation.round, value, self.noise_std)
 
+    def collect(self, messages: Sequence[LocallyPrivate], reservation: Reservation) -> Release:
+        """Sum what clients noised themselves. Only under trust ``local``; each message is private by itself.
+
+        Its noise is that of as many clients as answered; the booked event is each client's own, whoever else answered.
+        """
+        if self.trust is not Trust.LOCAL:
+            raise _misuse("Only under trust `local` do clients release by themselves.")
+        if not messages or any((m.round, m.l2_bound) != (reservation.round, self.max_grad_norm) for m in messages):
+            raise _misuse("The messages are none, or of another round or bound.")
+        self._check_booking(reservation, self.events(reservation.round), node=False)
+        reservation.use("server")
+        noise_std = self.noise_std * len(messages) ** 0.5
+        return Release(reservation.round, np.sum([m.value for m in messages], axis=0), noise_std)
+
     def noise_variance(self, step: float) -> Fraction:
         """Variance of the discrete noise in squared steps of the grid."""
         if self.noise_multiplier == 0:
@@ -173,16 +188,20 @@ class GaussianMechanism:
         *,
         node: bool,
     ) -> None:
-        if reservation.scope.startswith("node:") is not node:
-            raise _misuse("The reservation is of another party's book than the one that releases.")
-        if dict(reservation.events) != events:
-            raise _misuse("The reservation books another event than this mechanism is.")
+        self._check_booking(reservation, events, node=node)
         if clipped.l2_bound != self.max_grad_norm:
             raise _misuse(f"The sum is bounded by {clipped.l2_bound:g}, the noise is sized for {self.max_grad_norm:g}.")
         steps = clipped.value / clipped.step
         if not (np.abs(steps) <= 2.0**52).all() or (np.rint(steps) != steps).any() or steps.size > LARGEST_DIMENSION:
             raise _misuse("The sum is off the grid, or too large for exact arithmetic.")
         reservation.use(party)
+
+    @staticmethod
+    def _check_booking(reservation: Reservation, events: dict[Adversary, Event], *, node: bool) -> None:
+        if reservation.scope.startswith("node:") is not node:
+            raise _misuse("The reservation is of another party's book than the one that releases.")
+        if dict(reservation.events) != events:
+            raise _misuse("The reservation books another event than this mechanism is.")
 
 
 def _misuse(what: str) -> MechanismMisuseError:

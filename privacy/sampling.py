@@ -27,7 +27,7 @@ class Sampling(Protocol):
 
     @property
     def rate(self) -> float:
-        """Expected share of the units in a round: the public divisor is rate x num_users."""
+        """Expected share of the units in a round: the public divisor is rate x num_units."""
 
     def select(self, stream: Stream, units: Units, round_number: int) -> Mask:
         """True for the units that take part, shape [units]."""

@@ -42,6 +42,43 @@ class Trust(StrEnum):
     LOCAL = "local"
 
 
+@dataclass(frozen=True)
+class FurtherAdversary:
+    """An adversary of guarantees.md that has no epsilon of its own under a trust: what holds against it, in words."""
+
+    name: str
+    described: str
+    statement: str
+
+
+def further_adversaries(trust: Trust) -> tuple[FurtherAdversary, ...]:
+    """The rows of guarantees.md's table beside those of ``Adversary``."""
+    trusted = trust is Trust.CENTRAL
+    return (
+        FurtherAdversary(
+            "server_and_colluding_clients",
+            "server with c colluding clients",
+            "none: the server is trusted"
+            if trusted
+            else "as against the server: each client's own noise is all it needs",
+        ),
+        FurtherAdversary(
+            "active_server",
+            "active server (lies, replays, asks twice)",
+            "none: the server is trusted; clients refuse what their terms do not allow"
+            if trusted
+            else "as against the server: clients noise by themselves, and refuse what their terms do not allow",
+        ),
+        FurtherAdversary(
+            "malicious_clients",
+            "malicious clients (wrong or hostile sums)",
+            "others' privacy is unchanged; the server leaves out malformed messages and bounds each client's sum"
+            if trusted
+            else "others' privacy is unchanged; a false sum is not told from a noisy one",
+        ),
+    )
+
+
 class Relation(StrEnum):
     """Neighbouring relations of the ledger.
 

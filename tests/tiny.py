@@ -146,7 +146,7 @@ def recipe_tree(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
         "datasets": changes.pop("datasets") if "datasets" in changes else [str(write_dataset(folder, votes()))],
         "dtype": "float32",
         "max_length": 96,
-        "federation": {"partition": {"by": "hash", "num_clients": 3}, "num_rounds": 6, "num_users": 50},
+        "federation": {"partition": {"by": "hash", "num_clients": 3}, "num_rounds": 6, "num_units": 50},
         "privacy": {"noise_multiplier": 1.5, "sample_rate": 0.3, "max_grad_norm": 0.5},
         "reward": {"layer": 1, "projection_dim": 8, "public_data": str(write_public(folder))},
         "evaluation": {"user_fraction": 0.2, "unseen_topics": ["birds"], "bootstrap_samples": 100},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.units import Trust
+from privacy.units import further_adversaries
 
 if TYPE_CHECKING:
     from fedpref.config import Recipe
@@ -95,8 +95,8 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     yield f"  {'against':<46} {'a round':>14} {'in total':>14}   (unit {p.unit.value}, delta {p.target_delta:g})"
     for row in the_plan.rows:
         yield _row(row)
-    if p.trust is Trust.LOCAL:
-        yield "    server with colluding clients: as against the server alone; each client's noise is its own"
+    for other in further_adversaries(p.trust):
+        yield f"    {other.described:<44} {other.statement}"
     if the_plan.node_rows:
         yield "  what a client can vouch for by itself (un-amplified, if the server adds the promised noise):"
         yield from (_row(row) for row in the_plan.node_rows)
@@ -109,6 +109,12 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
         )
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
+    if the_plan.recipe.policy is not None:
+        policy = the_plan.recipe.policy
+        yield (
+            f"  then {policy.max_steps} steps of {policy.method.upper()} on the public prompts {policy.prompts}: "
+            "post-processing of the released reward model, no further epsilon"
+        )
     memory = (
         "memory unknown (the model is not here)" if the_plan.memory_gb is None else f"about {the_plan.memory_gb:g} GB"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -24,11 +25,12 @@ def make_display() -> Display:
 
 
 def epsilon_cell(figures: Mapping[str, Any]) -> str:
-    """Epsilon spent (an upper bound) of the budget, against readers."""
+    """Epsilon spent (an upper bound) of the budget, against readers, with its unit and delta."""
     spent, target = figures.get("epsilon_reader"), figures.get("target_epsilon")
     if spent is None:
         return "no finite epsilon"
-    return f"<= {spent:.3f}" + (f" of {target:g}" if target is not None else "")
+    of = f" of {target:g}" if target is not None else ""
+    return f"<= {math.ceil(spent * 1000) / 1000:.3f}{of} (unit {figures['unit']}, delta {figures['delta']:g})"
 
 
 class PlainDisplay(Display):

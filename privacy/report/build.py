@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from privacy.events import GaussianEvent, TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
 from privacy.project import ProjectView, read_project
 from privacy.report.verdict import rounded_up
-from privacy.units import Adversary, PrivacyUnit, Trust
+from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
 __all__ = ["FEDERATION", "PROJECT", "Report", "build_report", "ledger_paths", "project_paths", "rounded_up"]
 
@@ -64,7 +65,7 @@ def build_report(run: Path) -> Report:
     return Report(
         {
             "schema": SCHEMA,
-            "summary": _summary(federation),
+            "summary": _summary(federation, claim_rows(federation, nodes)),
             "run": header.run,
             "unit": header.unit.value,
             "relation": header.relation.value,
@@ -73,7 +74,8 @@ def build_report(run: Path) -> Report:
             "delta": header.target_delta,
             "private_rng": header.private_rng,
             "facts": dict(header.facts),
-            "claim": _rows(federation),
+            "claim": claim_rows(federation, nodes),
+            "further_adversaries": [asdict(other) for other in further_adversaries(header.trust)],
             "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
             "rounds_reserved": len(federation.reservations),
             "rounds_committed": len(federation.committed),
@@ -85,6 +87,20 @@ def build_report(run: Path) -> Report:
             ],
         }
     )
+
+
+def claim_rows(federation: LedgerView, nodes: Sequence[LedgerView]) -> list[dict[str, Any]]:
+    """The rows that are claimed: the federation's; under trust ``local`` the worst of the nodes', whose users are disjoint.
+
+    A round that one node had to repeat is in that node's books alone (guarantees.md "Ledgers").
+    """
+    views = [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]
+    tables = [_rows(view) for view in views]
+    return [max(rows, key=_badness) for rows in zip(*tables, strict=True)]
+
+
+def _badness(row: dict[str, Any]) -> float:
+    return 0.0 if row["trusted"] else math.inf if row["epsilon"] is None else float(row["epsilon"])
 
 
 def _rows(view: LedgerView) -> list[dict[str, Any]]:
@@ -145,7 +161,7 @@ _WHO = {
 }
 
 
-def _summary(view: LedgerView) -> str:
+def _summary(view: LedgerView, claim: list[dict[str, Any]]) -> str:
     one, many, secret = _WHO[view.header.unit]
     number = view.header.facts.get("num_units")
     who = f"Each of the {number:,} {many}" if isinstance(number, int) else f"Each {one}"
@@ -154,7 +170,7 @@ def _summary(view: LedgerView) -> str:
             f"NOT PRIVATE: this run used reproducible (seeded) random numbers; whoever knows the seed can remove the "
             f"noise; {who[0].lower()}{who[1:]} whose feedback was used here is not protected."
         )
-    value = view.epsilon(Adversary.READER)
+    value = _badness(claim[0])
     if not math.isfinite(value):
         return f"NOT PRIVATE: no finite epsilon protects {many} of this run; it released something without noise."
     server = {

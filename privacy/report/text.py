@@ -14,6 +14,7 @@ def render_text(report: Report) -> str:
     lines = [*textwrap.wrap(report.summary, 100), ""]
     lines += [f"Privacy report of run {f['run']}", ""]
     lines += _table("Who could learn something about one unit, and how much (the claim)", f["claim"])
+    lines[-1:] = [f"  {other['described']:<66} {other['statement']}" for other in f["further_adversaries"]] + [""]
     for node in f["nodes"]:
         lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
     lines += _project(f["project"])

@@ -14,12 +14,21 @@ class Verdict:
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     epsilons: dict[str, float | None] = field(default_factory=dict)
+    promise: str = ""
+    """Delta and unit of the epsilons."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """True if no check failed."""
         return not self.failed
+
+    def book(self, adversary: str, epsilon: float, delta: float, unit: str) -> None:
+        """An epsilon that a ledger holds; of several ledgers the largest counts, and none is infinite."""
+        known = self.epsilons.get(adversary, 0.0)
+        finite = known is not None and math.isfinite(epsilon)
+        self.epsilons[adversary] = max(known, epsilon) if finite and known is not None else None
+        self.promise = f"at delta {delta:g}, unit {unit}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -28,6 +37,7 @@ class Verdict:
             "passed": self.passed,
             "failed": self.failed,
             "epsilon": self.epsilons,
+            "promise": self.promise,
             "notes": self.notes,
         }
 
@@ -37,7 +47,8 @@ class Verdict:
         lines += [f"note  {line}" for line in self.notes]
         for name, value in self.epsilons.items():
             lines.append(
-                f"      against {name}: " + ("no finite epsilon" if value is None else f"epsilon {rounded_up(value)}")
+                f"      against {name}: "
+                + ("no finite epsilon" if value is None else f"epsilon {rounded_up(value)} {self.promise}")
             )
         lines.append("verified" if self.ok else "NOT VERIFIED")
         return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from privacy.report.project import JoinedRun, check_project
 from privacy.report.signatures import check_manifest_signature, check_signed_heads, check_signer
 from privacy.report.text import render_text
 from privacy.report.verdict import Verdict
-from privacy.units import Adversary
+from privacy.units import Adversary, Trust
 
 
 def verify(target: Path, head: str | None = None, signer: str | None = None) -> Verdict:
@@ -79,7 +79,9 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
     if verdict.ok:
         _check_report(run, finished=manifest is not None, verdict=verdict)
     if federation:
-        _epsilons(federation, verdict)
+        nodes = [view for name, view in views.items() if view and name != FEDERATION]
+        for view in [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]:
+            _epsilons(view, verdict)
 
 
 def _check_keys(manifest: dict[str, Any] | None, signers: dict[str, str], known: str | None, verdict: Verdict) -> None:
@@ -223,7 +225,7 @@ def _epsilons(view: LedgerView, verdict: Verdict) -> None:
         except CodedError as error:
             verdict.failed.append(f"epsilon against {adversary.value}: {error.what}")
             continue
-        verdict.epsilons[adversary.value] = value if math.isfinite(value) else None
+        verdict.book(adversary.value, value, view.header.target_delta, view.header.unit.value)
         trusted = any(isinstance(event, TrustedEvent) for event in nominal)
         if target is not None and not trusted and booked > target:
             verdict.failed.append(f"epsilon against {adversary.value} is {booked:.4f}, above the budget {target:g}")

@@ -77,7 +77,7 @@ def test_a_run_without_noise_plans_no_finite_epsilon(tmp_path: Path) -> None:
 def test_the_ledger_header_states_the_public_constants(finished: FinishedRun) -> None:
     header = read_ledger(finished.path / "ledger.jsonl").header
     facts = dict(header.facts)
-    assert facts["num_users_declared"] == 50
+    assert facts["num_units_declared"] == 50
     assert facts["num_clients"] == 3
     assert facts["max_pairs_per_user"] == 20
     assert header.run == make_plan(finished.recipe).digest[:16]

@@ -88,7 +88,7 @@ def figures_by_hand(run: Path, recipe: Recipe) -> list[dict[str, float]]:
             {
                 "round": number,
                 "num_rounds": federation.num_rounds,
-                "expected_cohort": p.sample_rate * federation.num_users,
+                "expected_cohort": p.sample_rate * federation.num_units,
                 "noise_std": (p.noise_multiplier or 0) * p.max_grad_norm,
                 "epsilon_reader": dict(plan.epsilon_marks)[mark],
                 "pseudo_gradient_norm": float(np.linalg.norm(momentum - 0.9 * before)),
