@@ -94,10 +94,10 @@ class TruncatedPoissonSampling:
     """Poisson sampling inside each client, cut to ``largest_cohort`` units of a client, drawn at random.
 
     Guarantees: as ``PoissonSampling``, at the price of the cut: a unit that is drawn may push another one out, so that
-    with the probability of a cut the sum moves by 2 C (Ganesh 2024; dp_accounting's TruncatedSubsampledGaussian). The
+    with the probability of a cut the sum moves by 2 C (after Ganesh 2024; see ``privacy.accounting``). The
     cut is computed for exactly ``population`` coins in every client: a client with fewer units tosses coins for absent
     ones, which may be drawn and contribute nothing; its units after the first ``population`` never take part. A unit
-    without records tosses no coin (the empty contribution of zero-out).
+    without a contribution keeps its coin and its place (zero-out).
 
     | case | result |
     |---|---|
