@@ -88,9 +88,9 @@ class PrivacyConfig(Block):
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which a unit takes part in a round; its client tosses the coin in secret."""
     sampling: Literal["poisson", "truncated_poisson", "fixed_order"] = "poisson"
-    """`poisson`: a secret coin per unit; `truncated_poisson`: at most `max_cohort_per_client` of them, at a price;
+    """`poisson`: a secret coin per unit; `truncated_poisson`: at most `max_units_per_round` of them, at a price;
     `fixed_order`: every 1/sample_rate-th round, no coin, no amplification."""
-    max_cohort_per_client: Annotated[int, Field(ge=1)] | None = None
+    max_units_per_round: Annotated[int, Field(ge=1)] | None = None
     """Only for `truncated_poisson`: units of one client in one round."""
     max_units_per_client: Annotated[int, Field(ge=1)] | None = None
     """Only for `truncated_poisson`: a public bound; further units of a client never take part."""
@@ -127,12 +127,12 @@ class PrivacyConfig(Block):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> PrivacyConfig:
-        cut = (self.max_cohort_per_client, self.max_units_per_client)
+        cut = (self.max_units_per_round, self.max_units_per_client)
         if (self.sampling == "truncated_poisson") != all(x is not None for x in cut) or (cut[0] is None) != (
             cut[1] is None
         ):
             raise ValueError(
-                "privacy.sampling: truncated_poisson needs max_cohort_per_client and max_units_per_client; no other has them"
+                "privacy.sampling: truncated_poisson needs max_units_per_round and max_units_per_client; no other has them"
             )
         if self.sampling == "fixed_order" and abs(round(1 / self.sample_rate) * self.sample_rate - 1) > 1e-9:
             raise ValueError("privacy.sampling: fixed_order needs a sample_rate of 1/n, as 0.5, 0.2 or 0.1")
@@ -306,8 +306,8 @@ class Recipe(Block):
     def _unit_fits(self) -> Recipe:
         if self.privacy.unit is PrivacyUnit.CLIENT:
             raise ValueError(
-                "privacy.unit: client needs local steps or whole updates (DP-FedAvg), which the reward head does not have: "
-                "its round is one gradient per person; use user or example"
+                "privacy.unit: client is not available for the reward head: it needs whole updates (DP-FedAvg), and the head's "
+                "round is one gradient per person; use user or example"
             )
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")

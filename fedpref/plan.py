@@ -202,7 +202,7 @@ def sampling_of(recipe: Recipe) -> Sampling:
     """Who takes part in a round."""
     p = recipe.privacy
     if p.sampling == "truncated_poisson":
-        return TruncatedPoissonSampling(p.sample_rate, p.max_units_per_client or 0, p.max_cohort_per_client or 0)
+        return TruncatedPoissonSampling(p.sample_rate, p.max_units_per_client or 0, p.max_units_per_round or 0)
     return (
         FixedOrderSampling(round(1 / p.sample_rate)) if p.sampling == "fixed_order" else PoissonSampling(p.sample_rate)
     )

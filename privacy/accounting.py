@@ -4,8 +4,8 @@ Relation: zero-out, which is the REPLACE_SPECIAL of dp_accounting. PLD reports; 
 (rule 11). Koskela, Jälkö and Honkela 2020; Doroshenko et al. 2022 (PLD); Mironov, Talwar and Zhang 2019 (RDP).
 
 Events become rows (noise multiplier, sample rate, count), of which the accountants compose any mixture; a row of a
-truncated Poisson sample has two numbers more, population and largest cohort (Ganesh 2024; PLD only, so that its
-cross-check is the un-amplified Gaussian of twice the sensitivity, which it never exceeds).
+truncated Poisson sample has two numbers more, population and largest cohort (after Ganesh 2024; PLD only, so that its
+cross-check is the un-amplified Gaussian of four times the sensitivity, which it never exceeds).
 """
 
 from __future__ import annotations
@@ -169,26 +169,48 @@ def pld_epsilon(gaussians: Rows, delta: float, interval: float = _INTERVAL) -> f
     """Epsilon by privacy loss distributions, discretised pessimistically at ``interval``."""
     from dp_accounting import pld
 
+    if any(len(row) > 3 for row in gaussians):
+        return _truncated_epsilon(gaussians, delta, interval)
     events = [(_dp_event(row), row[2]) for row in gaussians]
     return _compose(pld.PLDAccountant(_relation(), value_discretization_interval=interval), events, delta)
 
 
 def rdp_epsilon(gaussians: Rows, delta: float) -> float:
-    """Epsilon by Rényi differential privacy; a truncated sample counts as un-amplified, its sensitivity twice C."""
+    """Epsilon by Rényi differential privacy; a truncated sample counts as un-amplified, its sensitivity four times C."""
     from dp_accounting import rdp
 
-    whole: list[Row] = [row if len(row) == 3 else (row[0] / 2, 1.0, row[2]) for row in gaussians]
+    whole: list[Row] = [row if len(row) == 3 else (row[0] / 4, 1.0, row[2]) for row in gaussians]
     events = [(_dp_event(row), row[2]) for row in whole]
     return _compose(rdp.RdpAccountant(neighboring_relation=_relation()), events, delta)
 
 
 def _dp_event(row: Row) -> dp_accounting.DpEvent:
-    import dp_accounting
+    return GaussianEvent(row[0], row[1]).to_dp_event()
 
-    if len(row) == 3:
-        return GaussianEvent(row[0], row[1]).to_dp_event()
-    z, q, _, population, largest = row
-    return dp_accounting.TruncatedSubsampledGaussianDpEvent(population, q, largest, z)
+
+def _truncated_epsilon(rows: Rows, delta: float, interval: float) -> float:
+    """Epsilon of a composition with truncated Poisson samples, by PLD.
+
+    Fix the coins of all other units. If fewer than the largest cohort are heads, one unit's data shift the sum by at
+    most C, with probability q. Else a drawn unit pushes another one out: both worlds are mixtures of the sum as it is
+    and, with probability below q, of sums at most 2 C away from it, which the pair for replacement at 2 C dominates.
+    The two cases mix with the probability of the second (hockey-sticks are jointly convex). dp_accounting's own event
+    uses the mean of the second q over the others' coins, which is smaller; here it is the largest.
+    """
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism, identity
+    from scipy import stats
+
+    total = identity(value_discretization_interval=interval)
+    for z, q, count, *cut in rows:
+        common = {"sampling_prob": q, "value_discretization_interval": interval}
+        one = from_gaussian_mechanism(z, neighboring_relation=NeighboringRelation.REPLACE_SPECIAL, **common)
+        cut_short = float(stats.binom.sf(cut[1] - 1, cut[0] - 1, q)) if cut else 0.0
+        if cut_short > 0.0:
+            two = from_gaussian_mechanism(z / 2, neighboring_relation=NeighboringRelation.REPLACE_ONE, **common)
+            one = two.compute_mixture(one, cut_short)
+        total = total.compose(one.self_compose(count))
+    return float(total.get_epsilon_for_delta(delta))
 
 
 def _relation() -> object:

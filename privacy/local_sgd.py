@@ -19,9 +19,9 @@ from privacy.events import Event, GaussianEvent, NonPrivateEvent, RepeatedEvent
 from privacy.ledger import Reservation
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource
-from privacy.sampling import Mask
+from privacy.sampling import Mask, Units
 from privacy.sealed import LocallyPrivate
-from privacy.units import Adversary, Trust, Units
+from privacy.units import Adversary, Trust
 
 Vector = npt.NDArray[np.float64]
 Gradients = Callable[[Vector, Mask], npt.NDArray[np.floating]]

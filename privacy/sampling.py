@@ -16,10 +16,24 @@ import numpy.typing as npt
 from privacy.errors import ParameterError
 from privacy.events import Event, FixedOrderEvent, GaussianEvent, TruncatedPoissonEvent
 from privacy.rng import Stream
-from privacy.units import Units
 
 Mask = npt.NDArray[np.bool_]
 ORDER = "hash of the unit's name, v1"
+
+
+@dataclass(frozen=True)
+class Units:
+    """The privacy units of one node, in a fixed order: what sampling may look at.
+
+    ``client`` [units] is where each sits; ``place`` [units] in [0, 1) is a hash of its name and nothing else, the same
+    in every run, whoever else is there.
+    """
+
+    client: npt.NDArray[np.integer]
+    place: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.client)
 
 
 class Sampling(Protocol):
@@ -80,10 +94,10 @@ class TruncatedPoissonSampling:
     """Poisson sampling inside each client, cut to ``largest_cohort`` units of a client, drawn at random.
 
     Guarantees: as ``PoissonSampling``, at the price of the cut: a unit that is drawn may push another one out, so that
-    with the probability of a cut the sum moves by 2 C (Ganesh 2024; dp_accounting's TruncatedSubsampledGaussian). The
+    with the probability of a cut the sum moves by 2 C (after Ganesh 2024; see ``privacy.accounting``). The
     cut is computed for exactly ``population`` coins in every client: a client with fewer units tosses coins for absent
     ones, which may be drawn and contribute nothing; its units after the first ``population`` never take part. A unit
-    without records tosses no coin (the empty contribution of zero-out).
+    without a contribution keeps its coin and its place (zero-out).
 
     | case | result |
     |---|---|
@@ -102,7 +116,7 @@ class TruncatedPoissonSampling:
             raise ParameterError(
                 f"largest_cohort={self.largest_cohort} of population={self.population} cuts nothing that can be drawn.",
                 "The first must be at least 1 and at most the second.",
-                "Set privacy.max_cohort_per_client and privacy.max_units_per_client.",
+                "Set privacy.max_units_per_round and privacy.max_units_per_client.",
             )
 
     def select(self, stream: Stream, units: Units, round_number: int) -> Mask:

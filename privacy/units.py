@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 class PrivacyUnit(StrEnum):
@@ -17,21 +12,6 @@ class PrivacyUnit(StrEnum):
     EXAMPLE = "example"
     USER = "user"
     CLIENT = "client"
-
-
-@dataclass(frozen=True)
-class Units:
-    """The privacy units of one node, in a fixed order: what sampling may look at.
-
-    ``client`` [units] is where each sits; ``place`` [units] in [0, 1) is a hash of its name and nothing else, the same
-    in every run, whoever else is there.
-    """
-
-    client: npt.NDArray[np.integer]
-    place: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.client)
 
 
 class Trust(StrEnum):

@@ -19,7 +19,8 @@ from torch import Tensor
 from fedpref.data.preferences import Preferences
 from fedpref.data.split import hash_fraction
 from fedpref.journal import write_durably
-from privacy.units import PrivacyUnit, Units
+from privacy.sampling import Units
+from privacy.units import PrivacyUnit
 from reward.features import Array
 from reward.pairs import Conversation, FeaturePairs
 
@@ -92,7 +93,7 @@ class NodeData:
     """The training records of all clients of one node, sorted by unit.
 
     Shapes: ``chosen`` and ``rejected`` [n, d] fp32, ``weight`` [n], ``start`` [units + 1] (records of unit u are
-    start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.units.Units``.
+    start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.sampling.Units``.
     """
 
     chosen: Tensor

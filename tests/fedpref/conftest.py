@@ -19,8 +19,7 @@ from fedpref.cli import main
 from fedpref.config import Recipe
 from fedpref.recipes import read_recipe
 from privacy.rng import Stream
-from privacy.sampling import PoissonSampling
-from privacy.units import Units
+from privacy.sampling import PoissonSampling, Units
 from tests.tiny import write_recipe
 
 PLANTED_TEXT, PLANTED_USER = "Zebrafinch", "wintermute"

@@ -29,7 +29,7 @@ from tests.fedpref.conftest import speak
 from tests.tiny import make_recipe, train, write_recipe
 
 READER = Adversary.READER
-TRUNCATED = {"sampling": "truncated_poisson", "max_units_per_client": 30, "max_cohort_per_client": 12}
+TRUNCATED = {"sampling": "truncated_poisson", "max_units_per_client": 30, "max_units_per_round": 12}
 CASES: dict[str, tuple[dict[str, Any], type]] = {
     "truncated": ({**TRUNCATED, "sample_rate": 0.3}, TruncatedPoissonEvent),
     "fixed order": ({"sampling": "fixed_order", "sample_rate": 0.5}, FixedOrderEvent),
@@ -82,8 +82,8 @@ def test_noise_is_calibrated_to_what_counts_for_one_unit(tmp_path: Path) -> None
     "privacy",
     [
         {"sampling": "truncated_poisson"},
-        {"sampling": "truncated_poisson", "max_cohort_per_client": 5},
-        {"max_cohort_per_client": 5, "max_units_per_client": 10},
+        {"sampling": "truncated_poisson", "max_units_per_round": 5},
+        {"max_units_per_round": 5, "max_units_per_client": 10},
         {"sampling": "fixed_order", "sample_rate": 0.3},
         {"labels": "randomized_response"},
         {"label_epsilon": 1.0},

@@ -152,6 +152,17 @@ def test_a_truncated_sample_costs_more_than_a_poisson_one_and_less_than_twice_th
     assert cut(8) <= epsilon({discrete(2.0, 1.0): 2}, 1e-4)
 
 
+def test_a_truncated_sample_is_never_cheaper_than_dp_accounting_has_it() -> None:
+    import dp_accounting
+    from dp_accounting import pld
+
+    for largest in (8, 12, 20):
+        theirs = pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+        theirs.compose(dp_accounting.TruncatedSubsampledGaussianDpEvent(100, 0.1, largest, 4.0), 2)
+        ours = epsilon({TruncatedPoissonEvent(4.0, 0.1, 100, largest, *SLACK): 2}, 1e-4)
+        assert theirs.get_epsilon(1e-4) - 1e-6 <= ours <= 2 * theirs.get_epsilon(1e-4)
+
+
 def test_slack_is_charged_and_too_much_of_it_leaves_no_finite_epsilon() -> None:
     base = epsilon({GaussianEvent(8.0, 1.0): 4}, DELTA)
     assert epsilon({discrete(8.0, 1.0): 4}, DELTA) == base  # 1e-57 beside 1e-5

@@ -16,8 +16,8 @@ from privacy.ledger import Ledger
 from privacy.local_sgd import LocalDpSgd
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import SeededNonPrivateRandom, SystemRandom
-from privacy.sampling import FixedOrderSampling, PoissonSampling
-from privacy.units import Adversary, Trust, Units
+from privacy.sampling import FixedOrderSampling, PoissonSampling, Units
+from privacy.units import Adversary, Trust
 from tests.privacy.books import header
 from tests.privacy.oracles import discrete, grid_noise
 

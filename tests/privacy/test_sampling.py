@@ -12,8 +12,7 @@ from scipy import stats
 from privacy.errors import ParameterError
 from privacy.events import FixedOrderEvent, GaussianEvent, TruncatedPoissonEvent
 from privacy.rng import SeededNonPrivateRandom
-from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
-from privacy.units import Units
+from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling, Units
 
 ROUNDS, UNITS, RATE = 3000, 40, 0.2
 
