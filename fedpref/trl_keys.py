@@ -1,7 +1,7 @@
 """A flat TRL YAML's keys: those that mean the same here move to their place; the others are named with the reason.
 
-`trl grpo --config x.yaml` and `trl dpo --config x.yaml` read flat keys. A recipe may use them at its top level; what the
-recipe itself says in a block wins nothing: the same thing twice is an error.
+`trl grpo --config x.yaml` and `trl dpo --config x.yaml` read flat keys. A recipe with a `policy` block may
+use them at its top level; the same thing twice is an error.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def from_trl(tree: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
     Raises:
         RecipeError: a key of TRL that means nothing here, or one that is given in both places.
     """
+    if not isinstance(tree.get("policy"), Mapping):
+        return dict(tree)  # without a policy block, what a key is meant for is the schema's to say
     moved = {key: value for key, value in tree.items() if key in known or key not in SAME}
     foreign = sorted(key for key in moved if key in OTHERWISE and key not in known)
     if foreign:
@@ -75,8 +77,8 @@ def from_trl(tree: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
     flat = {key: value for key, value in tree.items() if key in SAME and key not in known}
     if not flat:
         return moved
-    block = moved.get("policy") or {}
-    twice = sorted(flat.keys() & block.keys()) if isinstance(block, Mapping) else []
+    block = tree["policy"]
+    twice = sorted(flat.keys() & block.keys())
     if twice:
         raise RecipeError(
             f"{twice[0]!r} is given twice.", f"As {twice[0]!r} and as 'policy.{twice[0]}'.", "Remove one of them."

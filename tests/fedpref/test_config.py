@@ -89,7 +89,7 @@ def test_every_problem_of_a_recipe_is_named_at_once(tmp_path: Path) -> None:
         ({"privacy__noise_multiplier": float("inf")}, "privacy.noise_multiplier"),
         ({"privacy__noise_multiplier": -1.0}, "privacy.noise_multiplier"),
         ({"privacy__target_delta": 0.0}, "privacy.target_delta"),
-        ({"privacy__unit": "client"}, "not available"),
+        ({"privacy__unit": "client"}, "DP-FedAvg"),
         ({"privacy__unit": "household"}, "privacy.unit"),
         ({"privacy__unit": "example", "federation__partition__by": "natural"}, "natural needs privacy.unit: user"),
         ({"federation__partition__num_clients": None}, "needs partition.num_clients"),
@@ -114,7 +114,9 @@ def test_a_recipe_and_its_blocks_are_frozen(tmp_path: Path) -> None:
 
 
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path, privacy__unit="example", evaluation__unseen_topics=["ünï: [x]", "birds"])
+    policy = {"prompts": "ukpconvarg1_questions"}
+    topics = ["ünï: [x]", "birds"]
+    recipe = make_recipe(tmp_path, privacy__unit="example", evaluation__unseen_topics=topics, policy=policy)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_recipe(recipe), encoding="utf-8")
     assert read_recipe(resolved) == recipe

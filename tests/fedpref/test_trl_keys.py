@@ -38,7 +38,7 @@ def test_every_key_that_is_taken_exists_here_and_in_trl() -> None:
 @pytest.mark.parametrize("key", OTHERWISE)
 def test_other_keys_are_named_with_the_reason(tmp_path: Path, key: str) -> None:
     with pytest.raises(RecipeError, match=f"'{key}' has no counterpart") as caught:
-        validate_recipe({**recipe_tree(tmp_path, Path("model")), key: 1}, "tiny")
+        validate_recipe({**recipe_tree(tmp_path, Path("model"), policy={"prompts": "x"}), key: 1}, "tiny")
     assert OTHERWISE[key] in caught.value.why
 
 

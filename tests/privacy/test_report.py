@@ -43,7 +43,9 @@ def test_a_printed_epsilon_is_rounded_up_never_down(exact: float) -> None:
     assert exact - 1e-12 * exact <= float(rounded_up(exact)) < exact + 1.0001e-4
     row = {"trusted": False, "epsilon": exact, "delta": DELTA, "unit": "user"}
     assert epsilon_text(row).startswith(f"epsilon {rounded_up(exact)} at")
-    assert f"epsilon {rounded_up(exact)}\n" in Verdict(epsilons={"reader": exact}).to_text()
+    verdict = Verdict()
+    verdict.book("reader", exact, DELTA, "user")
+    assert f"epsilon {rounded_up(exact)} at delta {DELTA:g}, unit user\n" in verdict.to_text()
 
 
 @pytest.mark.parametrize(
