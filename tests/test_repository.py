@@ -127,7 +127,12 @@ def coded_classes() -> Iterator[tuple[str, str, Path]]:
             for line in node.body if isinstance(node, ast.ClassDef) else ():
                 target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
                 value = getattr(line, "value", None)
-                if isinstance(target, ast.Name) and target.id == "code" and isinstance(value, ast.Constant) and value.value:
+                if (
+                    isinstance(target, ast.Name)
+                    and target.id == "code"
+                    and isinstance(value, ast.Constant)
+                    and value.value
+                ):
                     assert isinstance(node, ast.ClassDef)
                     yield str(value.value), node.name, path
 

@@ -20,16 +20,16 @@ from fedpref.errors import NoDataError, RecipeError
 from fedpref.folder import RunFolder
 from fedpref.training import train_reward_head
 from privacy.errors import BudgetError, ParameterError
-from privacy.events import GaussianEvent
 from privacy.ledger import read_ledger
 from privacy.project import read_project
 from privacy.report import build_report, render_text
 from privacy.sealed import Entrusted, sealed_from_bytes
 from privacy.units import Adversary, PrivacyUnit
 from tests.fedpref.conftest import speak
+from tests.privacy.oracles import discrete
 from tests.tiny import make_recipe, train, training_input, write_recipe
 
-EVENT = GaussianEvent(1.5, 0.3)
+EVENT = discrete(1.5, 0.3)
 ROUNDS = 6
 
 
@@ -170,7 +170,7 @@ def test_a_client_books_over_all_runs_and_refuses_the_one_that_would_pass_its_te
             with pytest.raises(NoDataError):
                 train(recipe)
     view = read_project(tmp_path / "client.books.jsonl")
-    assert view.spent(PrivacyUnit.USER, Adversary.READER) == Counter({GaussianEvent(1.5, 1.0): ROUNDS})
+    assert view.spent(PrivacyUnit.USER, Adversary.READER) == Counter({discrete(1.5, 1.0): ROUNDS})
 
 
 def test_terms_can_be_tightened_along_the_way_but_not_loosened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,12 @@ import pytest
 from fedpref.config import Recipe
 from fedpref.journal import Checkpoints
 from privacy.chain import ChainWriter
-from privacy.events import GaussianEvent
 from privacy.ledger import read_ledger
 from privacy.project import read_project
 from privacy.report import verify
 from privacy.units import Adversary, PrivacyUnit
 from tests.fedpref.test_resume import ROUNDS, SEEDED, Killed, Unbroken, check, unbroken
+from tests.privacy.oracles import discrete
 from tests.tiny import make_recipe, train
 
 __all__ = ["unbroken"]  # the fixture
@@ -127,7 +127,7 @@ def project_recipe(folder: Path) -> Recipe:
 
 def check_project(recipe: Recipe) -> None:
     """Every round is booked in all three books, in the project's perhaps once more; none was applied twice."""
-    run, event = Path(recipe.output_dir), GaussianEvent(1.5, 0.3)
+    run, event = Path(recipe.output_dir), discrete(1.5, 0.3)
     for name in ("ledger.jsonl", "nodes/local/ledger.jsonl"):
         view = read_ledger(run / name)
         assert [r.round for r in view.booked] == list(range(1, ROUNDS + 1))
