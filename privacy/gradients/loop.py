@@ -1,0 +1,43 @@
+"""The definition of a per-unit gradient: one ordinary backward pass for each unit. Slow, exact, for any tensor."""
+
+from __future__ import annotations
+
+import torch
+
+from privacy.gradients.errors import IndivisibleBatchError, UnusedParameterError
+from privacy.gradients.objective import Task
+from privacy.gradients.result import UnitGradients
+from privacy.gradients.rows import UnitBatch
+
+
+def add_by_loop(task: Task, batch: UnitBatch, into: UnitGradients) -> None:
+    """Add every unit's gradient, computed on that unit's records alone.
+
+    Raises:
+        IndivisibleBatchError: the batch has no ``select``.
+        UnusedParameterError: no unit's loss depends on a listed tensor.
+    """
+    select = getattr(batch, "select", None)
+    if select is None:
+        raise IndivisibleBatchError(
+            "This batch cannot be cut into privacy units.",
+            "Some trainable tensors are no linear layers; their gradients are formed unit by unit.",
+            "Give the batch a method select(records) that returns the records where the mask is true.",
+        )
+    unused = set(task.trainable)
+    for unit in batch.row_unit.unique().tolist():
+        alone = select(batch.row_unit == unit)
+        loss = task.losses(alone).sum()
+        if not loss.requires_grad:
+            continue
+        gradients = torch.autograd.grad(loss, task.parameters, allow_unused=True)
+        for name, gradient in zip(task.trainable, gradients, strict=True):
+            if gradient is not None:
+                unused.discard(name)
+                into[name][unit] += gradient
+    if unused:
+        raise UnusedParameterError(
+            f"{', '.join(sorted(unused)[:3])}{' and others' * (len(unused) > 3)} took no part in the loss.",
+            "The adapter is merged, disabled or not the active one, or the objective goes around it.",
+            "Activate the adapter, or take the tensors off the list.",
+        )
