@@ -109,8 +109,12 @@ class Steps:
 
     def loop(self) -> Tensor:
         """The definition: a backward pass for every pair."""
-        engine = UnitGradientEngine(self.model, dpo, self.trainable, backend="loop")
-        return torch.from_numpy(engine(self.batch, PAIRS).clip_and_sum(CLIP)[0].value)
+        total = torch.zeros(self.dimension, dtype=torch.float64)
+        for pair in range(PAIRS):
+            losses = dpo(self.model, self.batch.select(self.batch.row_unit == pair))
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(losses.sum(), self.parameters)]).double()
+            total += gradient * (CLIP / gradient.norm()).clamp(max=1.0)
+        return total
 
     def opacus(self) -> Tensor:
         """The clipped sum from Opacus' gradients per row; needs ``opacus_hooks``."""

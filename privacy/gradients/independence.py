@@ -39,7 +39,7 @@ def check_units_independent(task: Task, batch: UnitBatch, num_units: int) -> Non
             for loud in (0, 1):
                 touched.zero_()
                 weights = ((batch.row_unit >> bit) % 2 == loud).to(losses.dtype)
-                torch.autograd.grad(losses, task.parameters, weights, retain_graph=True, allow_unused=True)
+                task.differentiate(losses, weights, keep_graph=True)
                 if bool(touched[(rows.unit >> bit) % 2 != loud].any()):
                     raise _interact()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from privacy.gradients.errors import IndivisibleBatchError, UnusedParameterError
 from privacy.gradients.objective import Task
 from privacy.gradients.result import UnitGradients
@@ -27,11 +25,10 @@ def add_by_loop(task: Task, batch: UnitBatch, into: UnitGradients) -> None:
     unused = set(task.trainable)
     for unit in batch.row_unit.unique().tolist():
         alone = select(batch.row_unit == unit)
-        loss = task.losses(alone).sum()
-        if not loss.requires_grad:
+        losses = task.losses(alone)
+        if not losses.requires_grad:
             continue
-        gradients = torch.autograd.grad(loss, task.parameters, allow_unused=True)
-        for name, gradient in zip(task.trainable, gradients, strict=True):
+        for name, gradient in zip(task.trainable, task.differentiate(losses), strict=True):
             if gradient is not None:
                 unused.discard(name)
                 into[name][unit] += gradient

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from privacy.gradients.errors import ObjectiveError
+from privacy.gradients.errors import GradientBackendError, ObjectiveError
 from privacy.gradients.rows import UnitBatch
 
 Objective = Callable[[Any, Any], Tensor]
@@ -41,3 +42,25 @@ class Task:
                 "Return the losses unreduced, shape [n].",
             )
         return losses
+
+    def differentiate(
+        self, losses: Tensor, weights: Tensor | None = None, *, keep_graph: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of the weighted sum of the losses with respect to the tensors, None where there is none.
+
+        ``.grad`` of no tensor is touched, and gradients of tensors that are not listed are not formed.
+
+        Raises:
+            GradientBackendError: the model checkpoints with ``use_reentrant=True``.
+        """
+        total = losses.sum() if weights is None else (weights * losses).sum()
+        try:
+            return torch.autograd.grad(total, self.parameters, retain_graph=keep_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise GradientBackendError(
+                "Gradients per unit cannot be formed under re-entrant gradient checkpointing.",
+                "It runs a backward pass of its own inside the backward pass.",
+                'Enable checkpointing with {"use_reentrant": False}.',
+            ) from None

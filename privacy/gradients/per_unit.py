@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from privacy.gradients.errors import GradientBackendError, UnusedParameterError
@@ -145,8 +144,8 @@ def _add_in_one_pass(task: Task, parts: list[LinearPart], batch: UnitBatch, rows
     with recording(parts, rows, into) as called:
         losses = task.losses(batch)
         check_called(parts, called)
-        # The tensors are named only to start the backward pass: their layers form no gradient of them.
-        strays = torch.autograd.grad(losses.sum(), task.parameters, allow_unused=True)
+        # The tensors only say where the backward pass must go: their layers form no gradient of them.
+        strays = task.differentiate(losses)
     bare = [name for name, stray in zip(task.trainable, strays, strict=True) if stray is not None]
     if bare:
         raise UnusedParameterError(

@@ -161,39 +161,66 @@ def _pick(model: nn.Module, objective: Objective, *parts: str) -> Adapted:
     return Adapted(model, named, objective)
 
 
+def _lora_q_v(dtype: torch.dtype) -> Adapted:
+    return _pick(lora(llama(dtype), ["q_proj", "v_proj"]).to(dtype), dpo, "lora_")
+
+
+def _lora_all_linears(dtype: torch.dtype) -> Adapted:
+    return _pick(lora(llama(dtype), "all-linear").to(dtype), dpo, "lora_")
+
+
+def _frozen_a(dtype: torch.dtype) -> Adapted:
+    return _pick(lora(llama(dtype), ["q_proj", "v_proj"]).to(dtype), dpo, "lora_B")
+
+
+def _core(dtype: torch.dtype) -> Adapted:
+    base = llama(dtype).requires_grad_(False)
+    for layer in base.model.layers:
+        layer.self_attn.q_proj = Core(layer.self_attn.q_proj)
+    return _pick(base.to(dtype), dpo_by_logits, ".core.")
+
+
+def _lora_and_score_head(dtype: torch.dtype) -> Adapted:
+    trunk = lora(llama(dtype), ["q_proj", "v_proj"])
+    return _pick(RewardModel(trunk, dtype).to(dtype), bradley_terry_rows, "lora_", "score")
+
+
+def _soft_prompt(dtype: torch.dtype) -> Adapted:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return _pick(get_peft_model(llama(dtype), config).to(dtype), dpo_by_logits, "prompt_encoder")  # type: ignore[arg-type]
+
+
+def _ia3(dtype: torch.dtype) -> Adapted:
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    return _pick(get_peft_model(llama(dtype), config).to(dtype), dpo_by_logits, "ia3_")  # type: ignore[arg-type]
+
+
+def _norms(dtype: torch.dtype) -> Adapted:
+    return _pick(llama(dtype).requires_grad_(False), dpo_by_logits, "norm.weight")
+
+
+def _tied_embeddings(dtype: torch.dtype) -> Adapted:
+    return _pick(llama(dtype).requires_grad_(False), dpo_by_logits, "embed_tokens")
+
+
+LINEAR: dict[str, Callable[[torch.dtype], Adapted]] = {
+    "lora q,v": _lora_q_v,
+    "lora all linears": _lora_all_linears,
+    "frozen A": _frozen_a,
+    "core": _core,
+    "lora and score head": _lora_and_score_head,
+}
+OTHERS: dict[str, Callable[[torch.dtype], Adapted]] = {
+    "soft prompt": _soft_prompt,
+    "ia3": _ia3,
+    "norms": _norms,
+    "tied embeddings": _tied_embeddings,
+}
+
+
 def adapted(kind: str, dtype: torch.dtype = torch.float64) -> Adapted:
-    """One of ``LINEAR`` or ``OTHERS``."""
-    if kind == "lora q,v":
-        return _pick(lora(llama(dtype), ["q_proj", "v_proj"]).to(dtype), dpo, "lora_")
-    if kind == "lora all linears":
-        return _pick(lora(llama(dtype), "all-linear").to(dtype), dpo, "lora_")
-    if kind == "frozen A":
-        return _pick(lora(llama(dtype), ["q_proj", "v_proj"]).to(dtype), dpo, "lora_B")
-    if kind == "core":
-        base = llama(dtype).requires_grad_(False)
-        for layer in base.model.layers:
-            layer.self_attn.q_proj = Core(layer.self_attn.q_proj)
-        return _pick(base.to(dtype), dpo_by_logits, ".core.")
-    if kind == "lora and score head":
-        trunk = lora(llama(dtype), ["q_proj", "v_proj"])
-        return _pick(RewardModel(trunk, dtype).to(dtype), bradley_terry_rows, "lora_", "score")
-    if kind == "soft prompt":
-        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-        return _pick(get_peft_model(llama(dtype), config).to(dtype), dpo_by_logits, "prompt_encoder")
-    if kind == "ia3":
-        config = IA3Config(
-            task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
-        )
-        return _pick(get_peft_model(llama(dtype), config).to(dtype), dpo_by_logits, "ia3_")
-    if kind == "norms":
-        return _pick(llama(dtype).requires_grad_(False), dpo_by_logits, "norm.weight")
-    if kind == "tied embeddings":
-        return _pick(llama(dtype).requires_grad_(False), dpo_by_logits, "embed_tokens")
-    raise ValueError(kind)
-
-
-LINEAR = ("lora q,v", "lora all linears", "frozen A", "core", "lora and score head")
-OTHERS = ("soft prompt", "ia3", "norms", "tied embeddings")
+    """A kind of ``LINEAR`` or ``OTHERS``."""
+    return {**LINEAR, **OTHERS}[kind](dtype)
 
 
 def by_loop(case: Adapted, batch: TokenPairs, num_units: int) -> Tensor:

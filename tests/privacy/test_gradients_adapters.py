@@ -31,7 +31,7 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("kind", (*LINEAR, *OTHERS))
+@pytest.mark.parametrize("kind", [*LINEAR, *OTHERS])
 def test_adapters_equal_the_loop(kind: str, units: str, dtype: torch.dtype) -> None:
     case, row_unit = adapted(kind, dtype), UNITS[units]
     batch = token_pairs(row_unit, "right", dtype)
@@ -42,7 +42,7 @@ def test_adapters_equal_the_loop(kind: str, units: str, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ("lora q,v", "lora all linears", "frozen A", "core", "soft prompt"))
+@pytest.mark.parametrize("kind", ["lora q,v", "lora all linears", "frozen A", "core", "soft prompt"])
 def test_left_padding_and_gradient_checkpointing(kind: str, checkpointing: bool) -> None:
     case, batch = adapted(kind), token_pairs([1, 0, 1], "left")
     expected = by_loop(case, batch, 2)
@@ -54,7 +54,7 @@ def test_left_padding_and_gradient_checkpointing(kind: str, checkpointing: bool)
     assert_equal(ours(case, batch, 2), expected)
 
 
-@pytest.mark.parametrize("kind", ("lora q,v", "lora and score head", "soft prompt"))
+@pytest.mark.parametrize("kind", ["lora q,v", "lora and score head", "soft prompt"])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_micro_batches_add_up_before_any_norm(kind: str, size: int) -> None:
     case, batch = adapted(kind), token_pairs([2, 0, 2, 4, 2])
@@ -76,7 +76,7 @@ def test_order_of_the_records_does_not_matter() -> None:
     assert_equal(ours(case, shuffled, 3), ours(case, batch, 3))
 
 
-@pytest.mark.parametrize("kind", ("lora q,v", "soft prompt"))
+@pytest.mark.parametrize("kind", ["lora q,v", "soft prompt"])
 def test_no_records_are_a_normal_round(kind: str) -> None:
     case, batch = adapted(kind), token_pairs([0, 1])
     nobody = batch.select(torch.zeros(2, dtype=torch.bool))
@@ -84,7 +84,7 @@ def test_no_records_are_a_normal_round(kind: str) -> None:
     assert ours(case, nobody, 0).shape[0] == 0
 
 
-@pytest.mark.parametrize("kind", (*LINEAR, *OTHERS))
+@pytest.mark.parametrize("kind", [*LINEAR, *OTHERS])
 def test_a_poisoned_record_leaves_other_units_alone(kind: str) -> None:
     case, batch = adapted(kind), token_pairs([0, 1, 2, 1])
     engine = UnitGradientEngine(case.model, case.objective, case.trainable)
@@ -122,7 +122,7 @@ def test_opacus_hooks_agree(kind: str) -> None:
     assert not any(hasattr(p, "grad_sample") for p in case.model.parameters())
 
 
-@pytest.mark.parametrize("kind", ("lora q,v", "lora and score head"))
+@pytest.mark.parametrize("kind", ["lora q,v", "lora and score head"])
 def test_the_loop_backend_agrees(kind: str) -> None:
     case, batch = adapted(kind), token_pairs([2, 0, 2, 1])
     assert_equal(ours(case, batch, 3, "loop"), ours(case, batch, 3))
