@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from privacy.errors import CodedError
-from privacy.gradients.errors import UncoveredParameterError, UnusedParameterError
+from privacy.gradients.errors import UncoveredParameterError
+from privacy.gradients.objective import unused
 from privacy.gradients.result import UnitGradients
 from privacy.gradients.rows import RowMap, wrong_rows
 
@@ -94,11 +95,7 @@ def check_called(parts: list[LinearPart], called: set[str]) -> None:
     """
     idle = [part.path for part in parts if part.path not in called]
     if idle:
-        raise UnusedParameterError(
-            f"{', '.join(idle[:3])}{' and others' * (len(idle) > 3)} took no part in the loss.",
-            "The adapter is merged, disabled or not the active one, or the objective goes around it.",
-            "Activate the adapter, or take the tensors off the list.",
-        )
+        raise unused(idle)
 
 
 def _forward(part: LinearPart, rows: RowMap, into: UnitGradients, called: set[str]) -> Callable[[Tensor], Tensor]:

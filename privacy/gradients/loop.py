@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from privacy.gradients.errors import IndivisibleBatchError, UnusedParameterError
-from privacy.gradients.objective import Task
+from privacy.gradients.errors import IndivisibleBatchError
+from privacy.gradients.objective import Task, unused
 from privacy.gradients.result import UnitGradients
 from privacy.gradients.rows import UnitBatch
 
@@ -22,7 +22,7 @@ def add_by_loop(task: Task, batch: UnitBatch, into: UnitGradients) -> None:
             "Some trainable tensors are no linear layers; their gradients are formed unit by unit.",
             "Give the batch a method select(records) that returns the records where the mask is true.",
         )
-    unused = set(task.trainable)
+    idle = set(task.trainable)
     for unit in batch.row_unit.unique().tolist():
         alone = select(batch.row_unit == unit)
         losses = task.losses(alone)
@@ -30,11 +30,7 @@ def add_by_loop(task: Task, batch: UnitBatch, into: UnitGradients) -> None:
             continue
         for name, gradient in zip(task.trainable, task.differentiate(losses), strict=True):
             if gradient is not None:
-                unused.discard(name)
+                idle.discard(name)
                 into[name][unit] += gradient
-    if unused:
-        raise UnusedParameterError(
-            f"{', '.join(sorted(unused)[:3])}{' and others' * (len(unused) > 3)} took no part in the loss.",
-            "The adapter is merged, disabled or not the active one, or the objective goes around it.",
-            "Activate the adapter, or take the tensors off the list.",
-        )
+    if idle:
+        raise unused([name for name in task.trainable if name in idle])

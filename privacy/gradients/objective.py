@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from privacy.gradients.errors import GradientBackendError, ObjectiveError
+from privacy.gradients.errors import ObjectiveError, UnusedParameterError
 from privacy.gradients.rows import UnitBatch
 
 Objective = Callable[[Any, Any], Tensor]
@@ -49,18 +49,16 @@ class Task:
         """Gradients of the weighted sum of the losses with respect to the tensors, None where there is none.
 
         ``.grad`` of no tensor is touched, and gradients of tensors that are not listed are not formed.
-
-        Raises:
-            GradientBackendError: the model checkpoints with ``use_reentrant=True``.
         """
         total = losses.sum() if weights is None else (weights * losses).sum()
-        try:
-            return torch.autograd.grad(total, self.parameters, retain_graph=keep_graph, allow_unused=True)
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise GradientBackendError(
-                "Gradients per unit cannot be formed under re-entrant gradient checkpointing.",
-                "It runs a backward pass of its own inside the backward pass.",
-                'Enable checkpointing with {"use_reentrant": False}.',
-            ) from None
+        return torch.autograd.grad(total, self.parameters, retain_graph=keep_graph, allow_unused=True)
+
+
+def unused(names: Sequence[str]) -> UnusedParameterError:
+    """The error for listed tensors whose gradient would be zeros because nothing used them."""
+    return UnusedParameterError(
+        f"{', '.join(names[:3])}{' and others' * (len(names) > 3)} took no part in the loss.",
+        "The adapter is merged, disabled or not the active one, the objective goes around it, or it runs inside re-entrant "
+        "gradient checkpointing.",
+        'Activate the adapter, checkpoint with {"use_reentrant": False}, or take the tensors off the list.',
+    )
