@@ -64,6 +64,8 @@ class RowMap:
         unit: Tensor = getattr(batch, "model_row_unit", records)
         for values in (records,) if unit is records else (records, unit):
             _check(values, num_units)
+        if len(records) and not len(unit):
+            raise wrong_rows("The model")
         return cls(unit, num_units, _blocks(unit, num_units))
 
     def add_outer(self, into: Tensor, left: Tensor, right: Tensor) -> None:

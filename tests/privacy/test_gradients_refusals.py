@@ -38,6 +38,14 @@ class Vectors:
         return Vectors(self.x[records], self.row_unit[records])
 
 
+@dataclass(frozen=True)
+class Whole:
+    """The same without ``select``: only gradients can show that units interact."""
+
+    x: Tensor
+    row_unit: Tensor
+
+
 def vectors(row_unit: list[int]) -> Vectors:
     generator = torch.Generator().manual_seed(2)
     return Vectors(torch.randn(len(row_unit), 6, generator=generator, dtype=torch.float64), torch.tensor(row_unit))
@@ -83,9 +91,11 @@ def engine(model: nn.Module, objective: Any, **options: Any) -> UnitGradientEngi
 
 @pytest.mark.parametrize("backend", ["book_keeping", "loop", "opacus"])
 @pytest.mark.parametrize("objective", [whitened, sorted_pairs, shared_normaliser])
-def test_losses_that_couple_records_are_refused(objective: Any, backend: str) -> None:
+@pytest.mark.parametrize("kind", [Vectors, Whole])
+def test_losses_that_couple_records_are_refused(kind: type[Any], objective: Any, backend: str) -> None:
+    batch = vectors([0, 1, 2, 5])
     with pytest.raises(RecordsInteractError) as refusal:
-        engine(Net(), objective, backend=backend)(vectors([0, 1, 2, 5]), 6)
+        engine(Net(), objective, backend=backend)(kind(batch.x, batch.row_unit), 6)
     assert refusal.value.code == "FP442"
 
 
@@ -94,6 +104,17 @@ def test_batch_normalisation_is_refused_in_training_mode_only() -> None:
     with pytest.raises(RecordsInteractError):
         engine(model.train(), squares)(vectors([0, 1]), 2)
     assert engine(model.eval(), squares)(vectors([0, 1]), 2).flat().any()
+
+
+def test_a_detached_statistic_of_the_batch_is_refused() -> None:
+    """No gradient flows through it, yet one person's record changes another's contribution."""
+
+    def scaled(model: Any, batch: Vectors) -> Tensor:
+        scores: Tensor = model(batch.x)
+        return scores * batch.x.abs().sum()
+
+    with pytest.raises(RecordsInteractError):
+        engine(Net(), scaled)(vectors([0, 1]), 2)
 
 
 def test_coupling_within_one_unit_is_allowed() -> None:
@@ -109,8 +130,9 @@ def test_any_two_units_are_told_apart() -> None:
         mixed: Tensor = torch.where(batch.row_unit == 4, scores + scores[batch.row_unit == 6], scores)
         return mixed**2
 
+    batch = vectors([0, 1, 4, 6])
     with pytest.raises(RecordsInteractError):
-        engine(Net(), one_sided)(vectors([0, 1, 4, 6]), 7)
+        engine(Net(), one_sided)(Whole(batch.x, batch.row_unit), 7)
     assert engine(Net(), squares)(vectors([0, 1, 4, 6]), 7).flat().any()
 
 
@@ -158,6 +180,20 @@ def test_a_layer_on_flattened_tokens_is_refused() -> None:
     with pytest.raises(RowMapError) as refusal:
         engine(Flat(), squares)(vectors([0]), 1)
     assert "first" in refusal.value.what
+
+
+def test_records_without_model_rows_are_refused() -> None:
+    batch = token_pairs([0, 1])
+    empty = replace(batch, input_ids=batch.input_ids[:0])
+
+    class NoRows(TokenPairs):
+        @property
+        def model_row_unit(self) -> Tensor:
+            return self.row_unit[:0]
+
+    case = adapted("lora q,v")
+    with pytest.raises(RowMapError):
+        UnitGradientEngine(case.model, dpo, case.trainable)(NoRows(**vars(empty)), 2)
 
 
 @pytest.mark.parametrize("row_unit", [torch.tensor([[0, 1]]), torch.tensor([0.0, 1.0]), torch.tensor([0, 9])])
@@ -236,11 +272,6 @@ def test_a_reduced_loss_is_refused() -> None:
 
 
 def test_the_loop_needs_a_batch_that_can_be_cut() -> None:
-    @dataclass(frozen=True)
-    class Whole:
-        x: Tensor
-        row_unit: Tensor
-
     batch = vectors([0, 1])
     with pytest.raises(IndivisibleBatchError):
         engine(Net(), squares, backend="loop")(Whole(batch.x, batch.row_unit), 2)
