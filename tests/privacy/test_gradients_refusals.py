@@ -246,6 +246,25 @@ def dpo_logps_loss(model: Any, batch: TokenPairs) -> Tensor:
     return -functional.logsigmoid(chosen - rejected)
 
 
+def test_passes_without_gradient_may_see_any_rows_and_count_as_no_use() -> None:
+    def centred(model: Any, batch: Vectors) -> Tensor:
+        with torch.no_grad():
+            public = model(torch.ones(5, 6, dtype=torch.float64)).mean()
+        out: Tensor = (model(batch.x) - public) ** 2
+        return out
+
+    def outside(model: Any, batch: Vectors) -> Tensor:
+        with torch.no_grad():
+            constant = model.first(batch.x)
+        out: Tensor = model.last(constant).squeeze(-1)
+        return out
+
+    batch = vectors([0, 1])
+    assert engine(Net(), centred)(batch, 2).flat().any()
+    with pytest.raises(UnusedParameterError):
+        engine(Net(), outside)(batch, 2)
+
+
 class Bare(Net):
     """Multiplies by the matrix beside the layer, as DoRA's norm does."""
 
