@@ -8,9 +8,9 @@ ghost; a method's ratio is its CPU time over the mean of the plain steps before 
 rounds with 95 % bootstrap intervals; the limit holds for the interval's upper end. Memory is the growth of the resident
 peak during a step over what was resident before it, median of 3.
 
-    python -m benchmarks.dp_step            table, then one JSON object (about 20 minutes of CPU)
+    python -m benchmarks.dp_step            table, then one JSON object (about 22 minutes of CPU)
     python -m benchmarks.dp_step --json     only the JSON object
-    python -m benchmarks.dp_step --own      without the peers (about 8 minutes)
+    python -m benchmarks.dp_step --own      without the peers (about 10 minutes)
 """
 
 from __future__ import annotations
