@@ -1,136 +1,155 @@
 """One backward pass -> one gradient per privacy unit, for any objective ``(model, batch) -> loss per record``.
 
-For a linear layer y = x W^T the gradient of one row is outer(dL/dy, x); summing those outer products within a unit,
-instead of over the whole batch, gives the unit's gradient at the price of the ordinary backward pass ("book-keeping", Bu
-et al. 2023, arXiv 2210.00038). All rows of a unit (both answers of a pair, all pairs of a user) are summed before any
-norm is taken, so that clipping bounds the unit and not a row (guarantees.md rules 1 and 2).
+All rows of a unit (both answers of a pair, all completions of a prompt, all pairs of a user over all micro-batches) are
+summed before any norm is taken, so that clipping bounds the unit and not a row (guarantees.md rules 1 and 2).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+import logging
+from collections.abc import Mapping
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from privacy.errors import CodedError
+from privacy.gradients.errors import GradientBackendError, UnusedParameterError
+from privacy.gradients.independence import check_units_independent
+from privacy.gradients.linear import LinearPart, check_called, linear_parts, recording, uncovered
+from privacy.gradients.loop import add_by_loop
+from privacy.gradients.objective import Objective, Task
+from privacy.gradients.opacus_hooks import add_by_opacus
+from privacy.gradients.result import UnitGradients, check_thawed
+from privacy.gradients.rows import RowMap, UnitBatch
+
+log = logging.getLogger(__name__)
+Backend = Literal["book_keeping", "loop", "opacus"]
 
 
-class UncoveredParameterError(CodedError):
-    """A trainable tensor whose per-unit gradient this version cannot form."""
+class UnitGradientEngine:
+    """Forms the gradient of every privacy unit's summed loss.
 
-    code = "FP440"
+    Args:
+        model: what the objective is called with; its class and state stay as they are.
+        objective: ``(model, batch) -> loss per record``, shape [n]; records of different units must not interact.
+        trainable: name -> tensor, from ``select_trainable`` with a written list of names. Tensors of linear layers take one
+            backward pass together; any other among them (soft prompts, IA3, norms, embeddings) makes the engine go unit by
+            unit, which the log says once, and needs a batch with ``select``.
+        backend: ``book_keeping`` (own), ``opacus`` (linear layers only), or ``loop`` (one backward pass per unit).
 
+    Guarantees: equal to a loop of single-unit backward passes (fp64 to 1e-12, fp32 to 1e-6 of the largest entry), with and
+    without gradient checkpointing (``use_reentrant=False``) and however records fall into micro-batches; sums in fp32 also
+    for bf16 models; the tensors' own ``.grad`` is left alone. On the first batch with two units the engine checks that
+    units do not interact (``check_units_independent``).
 
-class UnitBatch(Protocol):
-    """What an objective's batch must carry: the privacy unit of every row given to the model, int64 [rows]."""
+    | case | result |
+    |---|---|
+    | no records | nothing is added; the model does not run |
+    | a row with NaN or inf | non-finite entries in its unit only, which ``clip_and_sum`` drops |
+    | a listed tensor is frozen | FrozenParameterError |
+    | a layer sees other rows than the batch names | RowMapError |
+    | a listed layer is not used, or used as a bare matrix | UnusedParameterError |
 
-    @property
-    def row_unit(self) -> Tensor:
-        """Values in [0, num_units)."""
+    Raises:
+        UncoveredParameterError: a listed tensor is not the model's.
+        FrozenParameterError: a listed tensor is frozen.
+        GradientBackendError: ``opacus`` for tensors outside linear layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        backend: Backend = "book_keeping",
+    ) -> None:
+        check_thawed(trainable)
+        self._task, self._backend = Task(model, objective, dict(trainable)), backend
+        self._parts, others = linear_parts(model, trainable)
+        self._independent = False
+        if others and backend == "opacus":
+            raise GradientBackendError(
+                f"The backend `opacus` is offered for linear layers, not for {', '.join(others[:3])}.",
+                "Soft prompts and scales broadcast over rows; its hooks do not see that.",
+                'Use the backend "book_keeping", which takes the exact loop for them.',
+            )
+        if others and backend == "book_keeping":
+            self._backend = "loop"
+            log.warning(
+                "%s%s: no linear layer. Gradients are formed by the exact loop, one backward pass per privacy unit.",
+                ", ".join(others[:3]),
+                " and others" * (len(others) > 3),
+            )
+
+    def zeros(self, num_units: int) -> UnitGradients:
+        """Where the gradients of ``num_units`` units are added up."""
+        return UnitGradients(self._task.trainable, num_units)
+
+    def accumulate(self, batch: UnitBatch, into: UnitGradients) -> None:
+        """Add the gradients of one (micro-)batch; a unit's records may be spread over any number of them.
+
+        Raises:
+            RowMapError, RecordsInteractError, FrozenParameterError, UnusedParameterError, ObjectiveError,
+            IndivisibleBatchError, GradientBackendError: see the class.
+        """
+        check_thawed(self._task.trainable)
+        rows = RowMap.of(batch, into.num_units)
+        if not len(batch.row_unit):
+            return
+        if not self._independent:
+            check_units_independent(self._task, batch, into.num_units)
+            self._independent = len(batch.row_unit.unique()) > 1
+        if self._backend == "loop":
+            add_by_loop(self._task, batch, into)
+        elif self._backend == "opacus":
+            add_by_opacus(self._task, self._parts, batch, into)
+        else:
+            _add_in_one_pass(self._task, self._parts, batch, rows, into)
+
+    def __call__(self, batch: UnitBatch, num_units: int) -> UnitGradients:
+        """The gradients of one batch that holds all records of its units."""
+        gradients = self.zeros(num_units)
+        self.accumulate(batch, gradients)
+        return gradients
 
 
 def per_unit_gradients(
     model: nn.Module,
-    objective: Callable[[Any, Any], Tensor],
+    objective: Objective,
     batch: UnitBatch,
     num_units: int,
     trainable: Mapping[str, nn.Parameter],
 ) -> Tensor:
-    """The gradient of every unit's summed loss, flat fp32, shape [num_units, d].
+    """The gradient of every unit's summed loss, flat, [num_units, d], for small trainable parts such as a reward head.
 
-    Args:
-        model: called by the objective on one row per entry of ``batch.row_unit``, in that order, any number of times.
-        objective: returns the loss of every record, shape [n]; records must not interact.
-        batch: its ``row_unit`` names the unit of each row.
-        num_units: rows of the result; a unit without rows gets zeros.
-        trainable: name -> parameter, in the order of the result's columns; each is the weight of an ``nn.Linear``.
+    As ``UnitGradientEngine`` with linear layers, in one call and without its check that units do not interact: for
+    objectives whose own tests show that.
 
-    Guarantees: equal to a loop of single-unit backward passes (fp64 to 1e-12, fp32 to 1e-6); rows of different units
-    never mix; the parameters' own ``.grad`` is left alone.
-
-    | case | result |
-    |---|---|
-    | no rows | zeros; the model does not run |
-    | a row with NaN or inf | non-finite entries in its unit only (clipping drops that unit) |
-    | a trainable tensor that is no weight of an ``nn.Linear``, or that a second module shares | UncoveredParameterError |
+    Raises:
+        UncoveredParameterError: a tensor is not the weight or bias of a linear layer of the model, or not that alone.
+        FrozenParameterError, RowMapError, UnusedParameterError, ObjectiveError: as there.
     """
-    layers = _linear_layers(model, trainable)
-    row_unit = batch.row_unit
-    sums = {
-        name: torch.zeros(
-            num_units,
-            *parameter.shape,
-            dtype=torch.promote_types(parameter.dtype, torch.float32),
-            device=parameter.device,
+    check_thawed(trainable)
+    parts, others = linear_parts(model, trainable)
+    if others:
+        raise uncovered(others)
+    gradients = UnitGradients(trainable, num_units)
+    rows = RowMap.of(batch, num_units)
+    if len(batch.row_unit):
+        _add_in_one_pass(Task(model, objective, trainable), parts, batch, rows, gradients)
+    return gradients.flat()
+
+
+def _add_in_one_pass(task: Task, parts: list[LinearPart], batch: UnitBatch, rows: RowMap, into: UnitGradients) -> None:
+    with recording(parts, rows, into) as called:
+        losses = task.losses(batch)
+        check_called(parts, called)
+        # The tensors only say where the backward pass must go: their layers form no gradient of them.
+        strays = task.differentiate(losses)
+    bare = [name for name, stray in zip(task.trainable, strays, strict=True) if stray is not None]
+    if bare:
+        raise UnusedParameterError(
+            f"{', '.join(bare[:3])}{' and others' * (len(bare) > 3)} is used outside of its linear layer.",
+            "The model multiplies by the bare matrix (DoRA, fused attention), which hides a part of the gradient.",
+            'Use UnitGradientEngine(..., backend="loop").',
         )
-        for name, parameter in trainable.items()
-    }
-    if len(row_unit):
-        with _recording(layers, row_unit, sums):
-            objective(model, batch).sum().backward()
-    return torch.cat([gradient.flatten(1) for gradient in sums.values()], dim=1)
-
-
-def _linear_layers(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[str, nn.Linear]:
-    by_weight = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Linear)}
-    places = Counter(
-        id(p) for m in model.modules() for _, p in m.named_parameters(recurse=False, remove_duplicate=False)
-    )
-    uncovered = [name for name, p in trainable.items() if id(p) not in by_weight or places[id(p)] > 1]
-    if uncovered:
-        raise UncoveredParameterError(
-            f"No per-unit gradient for {', '.join(uncovered)}.",
-            "This version forms them for weights of linear layers, each in one module only.",
-            "Freeze these tensors, or train a linear head.",
-        )
-    return {name: by_weight[id(parameter)] for name, parameter in trainable.items()}
-
-
-@contextmanager
-def _recording(layers: Mapping[str, nn.Linear], row_unit: Tensor, sums: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the layers' backward adds to ``sums`` instead of building ``weight.grad``."""
-
-    def recorder(layer: nn.Linear, into: Tensor) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            return _PerUnitLinear.apply(x, layer.weight, layer.bias, row_unit, into)  # type: ignore[no-any-return,no-untyped-call]
-
-        return forward
-
-    for name, layer in layers.items():
-        layer.forward = recorder(layer, sums[name])  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["forward"]
-
-
-class _PerUnitLinear(torch.autograd.Function):
-    """``F.linear`` whose backward adds outer products per unit."""
-
-    @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes by position
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, row_unit: Tensor, into: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.row_unit, ctx.into = row_unit, into
-        return nn.functional.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (gy,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        rows_y, rows_x = _as_rows(gy), _as_rows(x)
-        # For a scalar head on vectors the product is elementwise.
-        outer = rows_y * rows_x if rows_y.shape[1:] == (1, 1) else torch.bmm(rows_y.mT, rows_x)
-        ctx.into.index_add_(0, ctx.row_unit, outer.to(ctx.into.dtype))
-        return (gy @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
-
-
-def _as_rows(values: Tensor) -> Tensor:
-    """[rows, ..., width] -> [rows, positions, width]."""
-    return values.reshape(len(values), -1, values.shape[-1])
