@@ -96,7 +96,7 @@ def test_a_lost_ledger_is_not_replaced_by_a_new_one(tmp_path: Path, ledger: str)
         with pytest.raises(Stop):
             train(recipe)
     (run / ledger).unlink()
-    with pytest.raises(LedgerError, match="does not hold its own signed head|does not know round 1"):
+    with pytest.raises(LedgerError, match=r"does not hold its own signed head|does not know round 1"):
         train(recipe, resume=True)
 
 

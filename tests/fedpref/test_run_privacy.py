@@ -328,7 +328,10 @@ FIGURES = {
 
 def test_displays_show_the_expected_cohort_and_an_upper_bound_of_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
     PlainDisplay().log(FIGURES)
-    assert capsys.readouterr().err == "round 3/10  expected cohort 15  epsilon (readers) <= 0.500\n"
+    assert (
+        capsys.readouterr().err
+        == "round 3/10  expected cohort 15  epsilon (readers) <= 0.500 (unit user, delta 1e-05)\n"
+    )
     PlainDisplay().log({**FIGURES, "target_epsilon": 2.0})
     assert "<= 0.500 of 2" in capsys.readouterr().err
     PlainDisplay().log({k: v for k, v in FIGURES.items() if k != "epsilon_reader"})
