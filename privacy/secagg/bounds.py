@@ -34,8 +34,8 @@ def smoothing_ratio(r: float) -> float:
     """kappa(r): N_Z(mu, s^2), s >= r, is within e^{+-kappa} of a randomised image of the continuous N(mu, s^2 - r^2).
 
     Draw g from N(mu, s^2 - r^2), then z with weight exp(-(z-g)^2/2r^2). The second step knows nothing of the data; its
-    normaliser is constant within 1 +- eta(r) (``noise.eta``), and the Gaussians convolve to exp(-(z-mu)^2/2s^2). So per coordinate the
-    law of z and N_Z(mu, s^2), mu an integer, have a ratio within ((1+eta)/(1-eta))^{+-1}.
+    normaliser is constant within 1 +- eta(r) (``noise.eta``), and the Gaussians convolve to exp(-(z-mu)^2/2s^2). So per
+    coordinate the law of z and N_Z(mu, s^2), mu an integer, have a ratio within ((1+eta)/(1-eta))^{+-1}.
     """
     ripple = eta(r)
     return math.log1p(ripple) - math.log1p(-ripple) if ripple < 1 else math.inf
@@ -67,7 +67,7 @@ def wrap_probability(bits: int, clients: int, clamp: int, sigma: float, coordina
     room = (1 << (bits - 1)) - 1 - clients * clamp
     if sigma == 0:
         return 0.0 if room >= 0 else 1.0
-    return min(1.0, 2 * coordinates * math.exp(-max(room, 0) ** 2 / (2 * clients * sigma**2)))
+    return min(1.0, 2 * coordinates * math.exp(-(max(room, 0) ** 2) / (2 * clients * sigma**2)))
 
 
 def honest_shares(largest: int, least: int, threshold: int, colluders: int, *, strict: bool) -> int:

@@ -114,7 +114,9 @@ class Codec:
     @cached_property
     def scale(self) -> float:
         """Fine steps per real unit before the rotation, which multiplies norms by sqrt(D)."""
-        return self.steps / self.max_grad_norm * 2.0**self.shift / (math.sqrt(self.coordinates) if self.rotated else 1.0)
+        return (
+            self.steps / self.max_grad_norm * 2.0**self.shift / (math.sqrt(self.coordinates) if self.rotated else 1.0)
+        )
 
     @cached_property
     def sensitivity2(self) -> int:
@@ -164,7 +166,7 @@ class Codec:
     def _add_row(self, total: Integers, row: npt.NDArray[np.floating[Any]]) -> None:
         parts = [slice(start, start + _CHUNK) for start in range(0, self.dimension, _CHUNK)]
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = [(lambda x: float(np.dot(x, x)))(row[part].astype(np.float64)) for part in parts]
+            squares = [_square(row[part]) for part in parts]
         norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
         if not math.isfinite(norm) or norm == 0:
             return
@@ -213,9 +215,14 @@ class Codec:
         """A sum of integer vectors, shape [coordinates], as a real one, shape [d]."""
         step = self.max_grad_norm / self.steps
         if not self.rotated:
-            return total * step
-        back = hadamard(total.astype(np.float64)) * signs(rotation_key, self.coordinates)
+            return np.asarray(total * step, dtype=np.float64)
+        back: npt.NDArray[np.float64] = hadamard(total.astype(np.float64)) * signs(rotation_key, self.coordinates)
         return back[: self.dimension] * (step / math.sqrt(self.coordinates))
+
+
+def _square(part: npt.NDArray[np.floating[Any]]) -> float:
+    wide = part.astype(np.float64)
+    return float(np.dot(wide, wide))
 
 
 def in_chunks(vector: Integers, function: Callable[[Integers], Integers]) -> Integers:

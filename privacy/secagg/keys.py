@@ -147,14 +147,16 @@ def self_pad_key(seed: bytes, context: bytes, view: bytes, client: int) -> bytes
     return derive(seed, context, b"self pad", view, number(client))
 
 
-def seal_share(shared: bytes, context: bytes, dealer: int, receiver: int, plain: bytes, bound: bytes) -> bytes:
+def seal_share(shared: bytes, context: bytes, dealer: int, receiver: int, *, plain: bytes, bound: bytes) -> bytes:
     """Nonce and AES-256-GCM ciphertext of a share; ``bound`` (roster and commitments) is authenticated with it."""
     nonce = os.urandom(NONCE_BYTES)
     key = derive(shared, context, b"share", number(dealer), number(receiver))
     return nonce + AESGCM(key).encrypt(nonce, plain, bound)
 
 
-def open_share(shared: bytes, context: bytes, dealer: int, receiver: int, sealed: bytes, bound: bytes) -> bytes | None:
+def open_share(
+    shared: bytes, context: bytes, dealer: int, receiver: int, *, sealed: bytes, bound: bytes
+) -> bytes | None:
     """The share, or None if it was not sealed by this dealer for this receiver in this view."""
     key = derive(shared, context, b"share", number(dealer), number(receiver))
     try:

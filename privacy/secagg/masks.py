@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from privacy.secagg.packing import Ring
 
@@ -41,5 +41,5 @@ def add_pads(vector: Ring, plus: Sequence[bytes], minus: Sequence[bytes]) -> Non
             combine(part, words, out=part)
 
 
-def _stream(key: bytes):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _stream(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

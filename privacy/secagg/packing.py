@@ -32,14 +32,14 @@ def packed_size(dimension: int, bits: int) -> int:
 def pack(vector: Ring, bits: int) -> bytes:
     """A ring vector, shape [d], as bytes."""
     if bits in {16, 32}:
-        return vector.tobytes()
+        return bytes(vector.data)
     octets = vector.view(np.uint8).reshape(-1, 4)
     if bits == 24:
-        return octets[:, :3].tobytes()
+        return bytes(octets[:, :3].tobytes())
     pairs = np.zeros((len(vector) + 1) // 2 * 2, dtype="<u4")
     pairs[: len(vector)] = vector & np.uint32(0xFFFFF)
     both = pairs[0::2].astype("<u8") | (pairs[1::2].astype("<u8") << np.uint64(20))
-    return both.view(np.uint8).reshape(-1, 8)[:, :5].tobytes()
+    return bytes(both.view(np.uint8).reshape(-1, 8)[:, :5].tobytes())
 
 
 def unpack(data: bytes, dimension: int, bits: int) -> Ring:

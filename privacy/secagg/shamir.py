@@ -34,7 +34,9 @@ def split(secret: bytes, threshold: int, points: Sequence[int]) -> dict[int, byt
             "Check threshold and cohort of the plan.",
         )
     if not all(0 < x < PRIME for x in distinct):
-        raise ParameterError("A share at 0 would be the secret itself.", "Points lie in [1, p).", "Number clients from 0.")
+        raise ParameterError(
+            "A share at 0 would be the secret itself.", "Points lie in [1, p).", "Number clients from 0."
+        )
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     return {x: _evaluate(coefficients, x).to_bytes(SHARE_BYTES, "big") for x in points}
 

@@ -162,16 +162,16 @@ class Slack:
         )
 
 
-def slack_of(noise: ShareNoise, rounding_failure: float, sample_rate: float, rounds: int, clients: int) -> Slack:
+def slack_of(noise: ShareNoise, *, rounding_failure: float, sample_rate: float, rounds: int, clients: int) -> Slack:
     """Slack of a run. ``clients``: shares in one sum, all of which are within the sampler's total variation."""
     variation = clients * noise.total_variation if noise.sigma else 0.0
     return Slack(rounds * noise.slack, rounds * (sample_rate * rounding_failure + variation))
 
 
 def distributed_epsilon(
-    noise: ShareNoise, rounding_failure: float, sample_rate: float, rounds: int, clients: int, delta: float
+    noise: ShareNoise, *, rounding_failure: float, sample_rate: float, rounds: int, clients: int, delta: float
 ) -> float:
     """Epsilon of ``rounds`` rounds against whoever sees the sums but neither coins nor honest shares."""
     event = noise.event(sample_rate)
-    slack = slack_of(noise, rounding_failure, sample_rate, rounds, clients)
+    slack = slack_of(noise, rounding_failure=rounding_failure, sample_rate=sample_rate, rounds=rounds, clients=clients)
     return slack.epsilon(lambda left: epsilon({event: rounds}, left), delta)

@@ -9,6 +9,7 @@ read through ``Fields``, which refuses what is missing, surplus, of another type
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from privacy.secagg.errors import ForgedMessage, MalformedMessage
 from privacy.secagg.keys import SIGNATURE_BYTES, Identity, verified
 
 _PREFIX = struct.Struct("<4sBI")
-_MAGIC, _VERSION = b"FPSA", 1
+MAGIC, _VERSION = b"FPSA", 1
 _LENGTH = struct.Struct("<Q")
 LARGEST_CLIENT = 2**31 - 1
 
@@ -47,7 +48,7 @@ class Message:
 def sign(identity: Identity, kind: str, fields: Mapping[str, Any], blob: bytes = b"") -> bytes:
     """A signed message."""
     head = canonical({**fields, "kind": kind}).encode()
-    start = _PREFIX.pack(_MAGIC, _VERSION, len(head)) + head
+    start = _PREFIX.pack(MAGIC, _VERSION, len(head)) + head
     state = hashlib.sha256(start)
     state.update(blob)
     return b"".join((start, blob, identity.sign(state.digest())))
@@ -61,12 +62,7 @@ def open_signed(data: bytes, public: bytes) -> Message:
         ForgedMessage: signed by somebody else, or changed on the way.
     """
     view = memoryview(data)
-    if len(view) < _PREFIX.size + SIGNATURE_BYTES:
-        raise malformed(f"{len(view)} bytes are too few")
-    magic, version, length = _PREFIX.unpack_from(view)
-    end = len(view) - SIGNATURE_BYTES
-    if (magic, version) != (_MAGIC, _VERSION) or _PREFIX.size + length > end:
-        raise malformed("Another type or version, or its end is missing")
+    blob, end = _bounds(view)
     name = hashlib.sha256(view[:end]).digest()
     if not verified(public, name, bytes(view[end:])):
         raise ForgedMessage(
@@ -74,8 +70,30 @@ def open_signed(data: bytes, public: bytes) -> Message:
             "It was forged, changed on the way, or the identity changed without being pinned anew.",
             "Compare fingerprints with `fedpref keys show`, over another channel than this one.",
         )
-    fields = _head(bytes(view[_PREFIX.size : _PREFIX.size + length]))
-    return Message(fields.text("kind"), fields, view[_PREFIX.size + length : end], name)
+    fields = _head(bytes(view[_PREFIX.size : blob]))
+    return Message(fields.text("kind"), fields, view[blob:end], name)
+
+
+def peek(data: bytes) -> Fields:
+    """The fields of a message whose signature was not checked: good for choosing whose signature to check, only.
+
+    Raises:
+        MalformedMessage: no message at all.
+    """
+    view = memoryview(data)
+    blob, _ = _bounds(view)
+    return _head(bytes(view[_PREFIX.size : blob]))
+
+
+def _bounds(view: memoryview) -> tuple[int, int]:
+    """Where the blob begins and ends."""
+    if len(view) < _PREFIX.size + SIGNATURE_BYTES:
+        raise malformed(f"{len(view)} bytes are too few")
+    magic, version, length = _PREFIX.unpack_from(view)
+    end = len(view) - SIGNATURE_BYTES
+    if (magic, version) != (MAGIC, _VERSION) or _PREFIX.size + length > end:
+        raise malformed("Another type or version, or its end is missing")
+    return _PREFIX.size + length, end
 
 
 def _head(head: bytes) -> Fields:
@@ -128,7 +146,7 @@ class Fields:
         """Strictly increasing client numbers: nobody twice, one form only."""
         value = self._take(name)
         good = isinstance(value, list) and all(type(v) is int and 0 <= v <= LARGEST_CLIENT for v in value)
-        if not good or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if not good or any(a >= b for a, b in itertools.pairwise(value)):
             raise malformed(f"The field {name!r} is no increasing list of clients")
         return tuple(value)
 
