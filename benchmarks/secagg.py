@@ -16,18 +16,23 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from privacy.noise import DiscreteGaussian
 from privacy.rng import Stream, SystemRandom
-from privacy.secagg.choice import Sums, choose_codec, figures
+from privacy.secagg.bounds import clamp_within
+from privacy.secagg.choice import WRAP, Sums, choose_codec, figures
 from privacy.secagg.client import SecAggClient
+from privacy.secagg.codec import Codec
 from privacy.secagg.keys import Identity, Pinned
 from privacy.secagg.plan import Cohort, SecAggPlan
 from privacy.secagg.rotation import hadamard, signs
 from privacy.secagg.server import SecAggServer
-from privacy.secagg.shares import make_share
+from privacy.secagg.shares import make_share, simulated_sum
+from privacy.secagg.sizing import ShareNoise
 from privacy.units import PrivacyUnit
 
 MILLION = 1_000_000
@@ -53,18 +58,20 @@ class Round:
     clients: dict[int, SecAggClient]
 
     @classmethod
-    def ready(cls, dimension: int, members: int, multiplier: float, **codec: Any) -> Round:
-        """``multiplier`` 0: the masks alone."""
+    def ready(cls, dimension: int, members: int, bits: int) -> Round:
+        """Without rotation and noise, in a ring of so many bits."""
         least = -(-9 * members // 10)
         cohort = Cohort(members, least, least)
-        sums = Sums(dimension, 1.0, PrivacyUnit.CLIENT, 1.0, members, cohort.honest_shares, multiplier)
-        plan = SecAggPlan("benchmark", *choose_codec(sums, **codec), cohort)
+        clamp = clamp_within(bits, members, 0.0, dimension, WRAP)
+        codec = Codec(dimension, 1.0, 5 * dimension**0.5, bits, False, clamp, PrivacyUnit.CLIENT, 0.0)
+        noise = ShareNoise(Fraction(0), cohort.honest_shares, codec.sensitivity2, codec.coordinates)
+        plan = SecAggPlan("benchmark", codec, noise, cohort)
         identities, server = {i: Identity.new() for i in range(members)}, Identity.new()
         pinned = Pinned(server.public, {i: k.public for i, k in identities.items()})
-        clients = {
-            i: SecAggClient(client=i, identity=k, pinned=pinned, plan=plan) for i, k in identities.items()
-        }
-        return cls(plan, SecAggServer(plan=plan, identity=server, clients=dict(pinned.clients), round_number=1), clients)
+        clients = {i: SecAggClient(client=i, identity=k, pinned=pinned, plan=plan) for i, k in identities.items()}
+        return cls(
+            plan, SecAggServer(plan=plan, identity=server, clients=dict(pinned.clients), round_number=1), clients
+        )
 
     def set_up(self) -> dict[str, float]:
         """Keys and shares; CPU seconds of client 0."""
@@ -82,12 +89,12 @@ class Round:
         return spent
 
 
-def client_cost(dimension: int, members: int, **codec: Any) -> dict[str, Any]:
+def client_cost(dimension: int, members: int, bits: int) -> dict[str, Any]:
     """All that one client computes in a round apart from its gradient: set-up, codec, masks, unmasking."""
     delta = np.random.default_rng(0).standard_normal(dimension, dtype=np.float32)
     best: dict[str, float] = {}
     for _ in range(3):
-        r = Round.ready(dimension, members, 0.0, **codec)
+        r = Round.ready(dimension, members, bits)
         spent = r.set_up()
         requests = r.server.cohort(MODEL)
         start = time.process_time()
@@ -109,9 +116,9 @@ def client_cost(dimension: int, members: int, **codec: Any) -> dict[str, Any]:
     }
 
 
-def server_cost(dimension: int, members: int, dropped: int, **codec: Any) -> dict[str, Any]:
+def server_cost(dimension: int, members: int, dropped: int, bits: int) -> dict[str, Any]:
     """Adding the vectors, and unmasking with drop-outs after the shares; CPU and wall seconds."""
-    r = Round.ready(dimension, members, 0.0, **codec)
+    r = Round.ready(dimension, members, bits)
     r.set_up()
     requests = r.server.cohort(MODEL)
     zero = make_share(r.plan, r.plan.codec.sum_units(np.zeros((0, dimension))), 1, 0, SystemRandom())
@@ -149,8 +156,6 @@ def rotation_cost() -> dict[str, float]:
 
 def noise_cost() -> list[dict[str, float]]:
     """One million draws for several widths; the table is built before."""
-    from privacy.noise import DiscreteGaussian
-
     rows = []
     for sigma in (4, 100, 1000, 5000):
         sampler = DiscreteGaussian.of(sigma)
@@ -176,11 +181,11 @@ def codec_errors() -> list[dict[str, Any]]:
         vectors = np.random.default_rng(1).standard_normal((members, 1, dimension))
         exact = np.sum([v / np.linalg.norm(v) for v in vectors[:, 0]], axis=0)
         shares = [make_share(plan, codec.sum_units(v), 1, i, SystemRandom()) for i, v in enumerate(vectors)]
-        from privacy.secagg.shares import simulated_sum
-
         released = simulated_sum(plan, dict(enumerate(shares))).value
         measured = float(np.linalg.norm(released - exact) / members)
-        rows.append({"members": members, "unit": unit.value, **figures(codec, noise, members), "measured_error": measured})
+        rows.append(
+            {"members": members, "unit": unit.value, **figures(codec, noise, members), "measured_error": measured}
+        )
     return rows
 
 
@@ -199,10 +204,8 @@ def measure(quick: bool) -> dict[str, Any]:
     ours = [(MILLION, 10), (MILLION, 50), *large]
     return {
         "cores": os.cpu_count(),
-        "client": [client_cost(d, n, bits=bits) for d, n in ours for bits in (16, 32)],
-        "server": [
-            server_cost(MILLION if quick else 10 * MILLION, 50, 5, bits=bits, rotated=False) for bits in (16, 32)
-        ],
+        "client": [client_cost(d, n, bits) for d, n in ours for bits in (16, 32)],
+        "server": [server_cost(MILLION if quick else 10 * MILLION, 50, 5, bits) for bits in (16, 32)],
         "rotation": rotation_cost(),
         "noise": noise_cost(),
         "codec": codec_errors(),

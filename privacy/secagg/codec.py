@@ -15,7 +15,6 @@ a convex set and does not enlarge a distance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -36,7 +35,7 @@ FRACTION = 16  # bits below one step of the grid in which units are summed
 LARGEST_ROTATION = 22  # log2; beyond it padding never pays and sums of the transform would leave 2^53
 CLIENT_FAILURE = math.exp(-0.5)  # of one attempt of the conditional rounding
 _ATTEMPTS = 32
-_CHUNK = 1 << 16  # coordinates; a few temporaries of this size fit the second-level cache
+_CHUNK = 1 << 15  # coordinates; a few temporaries of this size fit the second-level cache
 
 
 @dataclass(frozen=True)
@@ -159,22 +158,25 @@ class Codec:
                 f"{len(contributions)} rows for one client.", "The unit is the client.", "Clip its whole update once."
             )
         total = np.zeros(self.dimension, dtype=np.int64)
+        buffer = np.empty(_CHUNK)
         for row in contributions:
-            self._add_row(total, row)
+            self._add_row(total, row, buffer)
         return GridSum(total, self)
 
-    def _add_row(self, total: Integers, row: npt.NDArray[np.floating[Any]]) -> None:
+    def _add_row(self, total: Integers, row: npt.NDArray[np.floating[Any]], buffer: npt.NDArray[np.float64]) -> None:
         parts = [slice(start, start + _CHUNK) for start in range(0, self.dimension, _CHUNK)]
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = [_square(row[part]) for part in parts]
+            squares = [_square(row[part], buffer) for part in parts]
         norm = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
         if not math.isfinite(norm) or norm == 0:
             return
         factor = min(1.0, self.max_grad_norm * INSIDE / norm) * self.scale
         for part in parts:
-            total[part] += (row[part].astype(np.float64) * factor).astype(np.int64)  # a cast cuts towards zero
+            scaled = buffer[: len(row[part])]
+            np.multiply(row[part], factor, out=scaled, dtype=np.float64)
+            total[part] += scaled.astype(np.int64)  # a cast cuts towards zero
 
-    def round(self, units: GridSum, dither: Stream, rotation_key: bytes) -> Integers:
+    def round(self, units: GridSum, dither: Stream, rotation_key: bytes) -> npt.NDArray[np.int32]:
         """Rotate, round with one private dither for the whole sum, clamp; shape [coordinates].
 
         Args:
@@ -189,13 +191,12 @@ class Codec:
                 "A sum was made under another codec.", "Its sensitivity is another.", "Use one plan for a whole round."
             )
         exact = self._rotate(units.value, rotation_key) if self.rotated else units.value
-        if self.unit is not PrivacyUnit.CLIENT:
-            return self._clamped(self._dithered(exact, dither))
+        rounded = np.empty(len(exact), dtype=np.int32)
         for _ in range(_ATTEMPTS):
-            rounded = self._dithered(exact, dither)
-            if int(np.dot(rounded, rounded)) <= self.sensitivity2:
-                return self._clamped(rounded)
-        return np.zeros_like(exact)
+            squares = self._dither(exact, dither, rounded)
+            if self.unit is not PrivacyUnit.CLIENT or squares <= self.sensitivity2:
+                return rounded
+        return np.zeros_like(rounded)
 
     def _rotate(self, value: Integers, key: bytes) -> Integers:
         """H diag(signs) x in integers. The clamp keeps all sums below 2^53; it is a projection like the other one."""
@@ -205,11 +206,21 @@ class Codec:
         padded *= signs(key, self.coordinates)
         return hadamard(padded).astype(np.int64)
 
-    def _dithered(self, exact: Integers, dither: Stream) -> Integers:
-        return in_chunks(exact, lambda x: (x + _below(dither, self.shift, len(x))) >> self.shift)
+    def _dither(self, exact: Integers, dither: Stream, rounded: npt.NDArray[np.int32]) -> int:
+        """Fill ``rounded`` with the clamped integers; returns the squared norm before the clamp.
 
-    def _clamped(self, rounded: Integers) -> Integers:
-        return np.clip(rounded, -self.clamp, self.clamp, out=rounded)
+        Only unit ``client`` looks at it, and there it cannot overflow: norms are below 2^15 + sqrt(D).
+        """
+        squares = 0
+        for start in range(0, len(exact), _CHUNK):
+            x = exact[start : start + _CHUNK]
+            y = x + _below(dither, self.shift, len(x))
+            y >>= self.shift
+            if self.unit is PrivacyUnit.CLIENT:
+                squares += int(np.dot(y, y))
+            np.clip(y, -self.clamp, self.clamp, out=y)
+            rounded[start : start + _CHUNK] = y
+        return squares
 
     def decode(self, total: Integers, rotation_key: bytes) -> npt.NDArray[np.float64]:
         """A sum of integer vectors, shape [coordinates], as a real one, shape [d]."""
@@ -220,17 +231,10 @@ class Codec:
         return back[: self.dimension] * (step / math.sqrt(self.coordinates))
 
 
-def _square(part: npt.NDArray[np.floating[Any]]) -> float:
-    wide = part.astype(np.float64)
+def _square(part: npt.NDArray[np.floating[Any]], buffer: npt.NDArray[np.float64]) -> float:
+    wide = buffer[: len(part)]
+    wide[:] = part
     return float(np.dot(wide, wide))
-
-
-def in_chunks(vector: Integers, function: Callable[[Integers], Integers]) -> Integers:
-    """A coordinate-wise function, a cache-sized part at a time."""
-    result = np.empty_like(vector)
-    for start in range(0, len(vector), _CHUNK):
-        result[start : start + _CHUNK] = function(vector[start : start + _CHUNK])
-    return result
 
 
 def _below(stream: Stream, bits: int, n: int) -> npt.NDArray[Any]:

@@ -50,14 +50,13 @@ def make_share(plan: SecAggPlan, units: GridSum, round_number: int, client: int,
     """
     labels = {"round": round_number, "client": client}
     value = plan.codec.round(units, rng.stream("dither", **labels), plan.rotation_key(round_number))
-    ring = np.empty(len(value), dtype=word(plan.codec.bits))
-    noise, stream = DiscreteGaussian.of(plan.noise.sigma), rng.stream("noise", **labels)
-    for start in range(0, len(value), _CHUNK):
-        part = value[start : start + _CHUNK]
-        if plan.noise.sigma:
-            part = part + noise.sample(len(part), stream)
-        ring[start : start + _CHUNK] = part.astype(ring.dtype)  # wraps
-    return NoisedShare(ring, round_number, plan.digest)
+    if plan.noise.sigma:
+        noise, stream = DiscreteGaussian.of(plan.noise.sigma), rng.stream("noise", **labels)
+        for start in range(0, len(value), _CHUNK):
+            part = value[start : start + _CHUNK]
+            part += noise.sample(len(part), stream).astype(np.int32)  # wraps, as the ring does
+    unsigned = value.view(np.uint32)
+    return NoisedShare(unsigned if plan.codec.bits > 16 else unsigned.astype("<u2"), round_number, plan.digest)
 
 
 @dataclass(frozen=True)

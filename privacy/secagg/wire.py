@@ -45,7 +45,7 @@ class Message:
     digest: bytes
 
 
-def sign(identity: Identity, kind: str, fields: Mapping[str, Any], blob: bytes = b"") -> bytes:
+def sign(identity: Identity, kind: str, fields: Mapping[str, Any], blob: bytes | memoryview = b"") -> bytes:
     """A signed message."""
     head = canonical({**fields, "kind": kind}).encode()
     start = _PREFIX.pack(MAGIC, _VERSION, len(head)) + head
