@@ -103,10 +103,13 @@ def agree(private: X25519PrivateKey | bytes, public: bytes) -> bytes:
     return key.exchange(X25519PublicKey.from_public_bytes(public))
 
 
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(range(KEY_BYTES)))
+
+
 def usable(public: bytes) -> bool:
     """False for X25519 points of small order, with which every agreement is zero."""
     try:
-        agree(bytes(range(KEY_BYTES)), public)
+        agree(_PROBE, public)
     except ValueError:
         return False
     return True

@@ -69,6 +69,11 @@ class SecAggServer:
         return tuple(sorted(self._uploaded))
 
     @property
+    def signed(self) -> tuple[int, ...]:
+        """Who signed the survivors."""
+        return tuple(sorted(self._agreed))
+
+    @property
     def closed(self) -> bool:
         """True if the threshold of members signed the survivors."""
         return len(self._agreed) >= self._plan.cohort.threshold
@@ -173,7 +178,7 @@ class SecAggServer:
         self._agreed[client] = data
 
     def agreement(self) -> bytes:
-        """The signatures on U3 (strict); to all of U3.
+        """The signatures on U3 (strict); to all who signed.
 
         Raises:
             RoundAborted: fewer than the threshold signed.

@@ -116,7 +116,7 @@ class TwoTripServer:
         elif self.trip is Trip.SURVIVORS:
             self._add(parts, lambda r: (_to_all(r.survivors(), r.uploaded), self._take_survivors(r)), "_current")
         elif self.trip is Trip.AGREEMENT:
-            self._add(parts, lambda r: (_to_all(r.agreement(), r.uploaded), r.take_unmask), "_current")
+            self._add(parts, lambda r: (_to_all(r.agreement(), r.signed), r.take_unmask), "_current")
         if self.trip in {Trip.KEYS, Trip.VECTORS} and self._more:
             self._open_next()
             self._add(parts, self._invitation, "_next")
