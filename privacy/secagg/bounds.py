@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
-from privacy.errors import ParameterError
 from privacy.noise import eta
 
 
@@ -81,36 +81,38 @@ def honest_shares(largest: int, least: int, threshold: int, colluders: int, *, s
         strict: clients unmask only after ``threshold`` of them signed one list of survivors.
 
     Strict: two lists cannot both have t signatures, because 2t > n + c ([BIK17], section 6); the one has n_min - c honest
-    members. Without that trip the server may show every client another cohort and another list of survivors. Let k <= c
-    members be corrupt, h = largest - k. A = honest clients whose own pad can be rebuilt, B = whose mask key can.
+    members. Without that trip the server may show every client another cohort and another list of survivors. Let c members
+    be corrupt (fewer is no worse: a corrupt one can act honestly), h = n_inv - c the others. A = honest clients whose own
+    pad can be rebuilt, B = whose mask key can.
 
-    1. Nobody is in A and B: that takes t - k honest answers each, of h, and 2t > n + c.
+    1. Nobody is in A and B: that takes t - c honest answers each, of h, and 2t > n + c.
     2. Clients shown the same roster, cohort X and model form a class; pads between classes do not cancel (their keys
        differ). A class gives away its sum only if every honest member of X outside B is in the class and in A, and then
-       only the sum over all of them: |A and X| = X_h - |B and X|.
-    3. Rebuilding a mask key takes t - k honest clients whose list omits its owner. The x members of the class omit at most
-       |X| - n_min each, the other h - x at most n_inv - n_min; and the X_h - x honest members shown something else must
-       all be in B. So |B| <= b = floor((x (X_h + k - n_min) + (h - x)(n_inv - n_min)) / (t - k)), X_h - x <= b.
+       only the sum over all of them: X_h - b, where X_h counts the honest members of X and b those of them in B.
+    3. Let x of the X_h be in the class; the other y = X_h - x must be in B. Rebuilding a mask key takes t - c different
+       honest lists that omit its owner; the class's lists omit at most e = X_h + c - n_min members each, the other h - x
+       at most D = n_inv - n_min, and no list omits its own client. Counting the omissions of the b owners:
+       (b - y) min(e, b-1) + (x - b + y) min(e, b) + y min(D, b-1) + (h - x - y) min(D, b) >= (t - c) b.
 
-    The bound is the least X_h - b over k, X_h and x. Checked against all split views of small cohorts in the tests.
+    The bound is the least X_h - b over all X_h, x and b < X_h that this allows. It is checked against all split views of
+    small cohorts in the tests.
     """
     if strict:
         return least - colluders
-    return min(_split_view(largest, least, threshold, k) for k in range(colluders + 1))
+    return _split_view(largest, least, threshold, colluders)
 
 
+@lru_cache(maxsize=256)
 def _split_view(largest: int, least: int, threshold: int, corrupt: int) -> int:
-    h, fewest, omitted = largest - corrupt, least - corrupt, largest - least
+    h, omitted, needed = largest - corrupt, largest - least, threshold - corrupt
     worst = h
-    for members in range(fewest, h + 1):
-        x = np.arange(members + 1)
-        rebuilt = (x * (members - fewest) + (h - x) * omitted) // (threshold - corrupt)
-        possible = members - x <= rebuilt
-        worst = min(worst, int((members - np.minimum(rebuilt, members))[possible].min()))
+    for members in range(least - corrupt, h + 1):
+        narrow = members + corrupt - least
+        for b in range(max(1, members - worst + 1), min(members - 1, h * omitted // needed) + 1):
+            y = np.arange(b + 1)  # of the b owners, those outside the class
+            omissions = (b - y) * min(narrow, b - 1) + (members - b) * min(narrow, b)
+            omissions += y * min(omitted, b - 1) + (h - members) * min(omitted, b)
+            if (omissions >= needed * b).any():
+                worst = members - b
+        worst = min(worst, members)
     return worst
-
-
-def check_probability(value: float, what: str) -> None:
-    """Refuse what is no failure probability."""
-    if not 0.0 <= value < 1.0:
-        raise ParameterError(f"{what}={value} is no probability.", "It lies in [0, 1).", "Use 1e-9 or less.")

@@ -22,7 +22,12 @@ from tests.fedpref.conftest import FinishedRun, speak
 from tests.tiny import votes, write_dataset, write_recipe
 
 VERBS = ("run", "plan", "eval", "report", "verify", "clean", "doctor")
-GROUPS = {"recipes": ("ls", "show", "copy"), "data": ("ls", "complete"), "models": ("get",), "keys": ("new", "show", "trust")}
+GROUPS = {
+    "recipes": ("ls", "show", "copy"),
+    "data": ("ls", "complete"),
+    "models": ("get",),
+    "keys": ("new", "show", "trust"),
+}
 COMMANDS = [(), *((v,) for v in VERBS), *((g,) for g in GROUPS), *((g, v) for g, vs in GROUPS.items() for v in vs)]
 
 
