@@ -327,6 +327,7 @@ class SecAggClient:
 
     def _finished(self, r: RoundState, kind: str, header: bytes, reply: bytes) -> bytes:
         r.erase()
+        r.replies.pop("cohort", None)  # large, and in the server's hands: it lists this client as a survivor
         return self._sent(r, Stage.DONE, kind, header, reply)
 
     def _check_signatures(self, blob: bytes, number: int, survivors: tuple[int, ...]) -> None:

@@ -39,7 +39,7 @@ class SecAggServer:
         self._context = plan.context(round_number)
         self.faults: dict[int, str] = {}
         self._seen: dict[tuple[str, int], bytes] = {}
-        self._header = b""
+        self._header, self._due = b"", ""
         self._adverts: dict[int, tuple[m.Advert, bytes]] = {}
         self._dealt: dict[int, dict[int, bytes]] = {}
         self._seeds: dict[int, bytes] = {}
@@ -222,6 +222,8 @@ class SecAggServer:
         Raises:
             RoundAborted: too few answers, or a secret that cannot be rebuilt; nothing was unmasked.
         """
+        if self._due != "unmask":
+            raise self._abort("it does not stand where a sum can be unmasked")
         if len(self._revealed) < self._plan.cohort.threshold:
             raise self._abort(f"{len(self._revealed)} clients answered, the threshold is {self._plan.cohort.threshold}")
         alive, interpolations = set(self._survivors), dict[tuple[int, ...], Interpolation]()
@@ -236,6 +238,7 @@ class SecAggServer:
                 shared = agree(secret, self._adverts[u][0].mask)
                 (minus if u < v else plus).append(pair_pad_key(shared, self._context, view, u, v))
         add_pads(self._total, plus, minus)
+        self._due = ""
         return decoded_sum(self._plan, self._total, self._round, self._survivors)
 
     def _rebuilt(self, dealer: int, interpolations: dict[tuple[int, ...], Interpolation]) -> bytes | None:
@@ -272,6 +275,8 @@ class SecAggServer:
         """A signed header that follows the last one of this round."""
         if self._header:
             fields["previous"] = self._header.hex()
+        last = "unmask" if self._plan.cohort.consistency is Consistency.FOLDED else "agreed"
+        self._due = {"invite": "keys", "roster": "shares", "cohort": "masked", "survivors": last}.get(kind, "unmask")
         data = sign(self._identity, kind, m.head(self._plan, self._round, **fields), blob)
         self._header = open_signed(data, self._identity.public).digest
         return data
@@ -285,8 +290,8 @@ class SecAggServer:
     def _take(
         self, kind: str, client: int, due: Sequence[int], data: bytes, read: Callable[[int, bytes], None]
     ) -> bool:
-        """First version counts; a later one that differs names the client, and is left out."""
-        if client not in due:
+        """First version counts; a later one that differs names the client, and is left out. What is late is nobody's fault."""
+        if client not in due or kind != self._due:
             return False
         name = bytes(data[-SIGNATURE_BYTES:])  # binds the digest of all the rest
         if (kind, client) in self._seen:

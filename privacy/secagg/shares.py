@@ -86,6 +86,19 @@ def decoded_sum(plan: SecAggPlan, total: Ring, round_number: int, survivors: tup
     return SecureSum(round_number, integers, value, step * plan.noise.variance_of(len(survivors)) ** 0.5, survivors)
 
 
+def implausible(plan: SecAggPlan, total: SecureSum, largest_norm: float) -> bool:
+    """True if no sum of clients that run the codec looks like this, up to a false alarm of e^-25; post-processing.
+
+    n clients of norm at most R c + sqrt D each, and noise whose squared norm exceeds n sigma^2 (D + 2 sqrt(D x) + 2 x)
+    with probability at most e^-x (sub-Gaussian vectors; Hsu, Kakade and Zhang 2012). It catches gross values only: a liar
+    can still shift the sum by about n R C.
+    """
+    n, d = len(total.survivors), plan.codec.coordinates
+    honest = n * (largest_norm * plan.codec.steps + d**0.5)
+    noise = (plan.noise.variance_of(n) * (d + 10 * d**0.5 + 50)) ** 0.5
+    return bool(np.linalg.norm(total.integers.astype(np.float64)) > honest + noise)
+
+
 def simulated_sum(plan: SecAggPlan, shares: dict[int, NoisedShare]) -> SecureSum:
     """The same sum without cryptography, bit for bit, for simulations in one process; no privacy against that process.
 

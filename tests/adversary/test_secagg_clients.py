@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from privacy.secagg import messages as m
 from privacy.secagg.errors import RoundAborted
 from privacy.secagg.keys import RoundKeys
 from privacy.secagg.plan import Consistency, survivors_digest
-from privacy.secagg.shares import NoisedShare
+from privacy.secagg.shares import NoisedShare, implausible
 from privacy.secagg.wire import divide, join, sign
 from tests.adversary.scene import N, Scene
-from tests.privacy.secagg.federation import identity, plain_sum, run_round, share
+from tests.privacy.secagg.federation import identity, plain_sum, plan, run_round, share
 
 LIAR = 4
 HONEST = tuple(range(LIAR))
@@ -266,6 +267,32 @@ def test_a_well_formed_lie_inside_the_mask_is_not_seen_and_shifts_the_sum() -> N
     honest = plain_sum(s.plan, {i: share(s.plan, i) for i in HONEST}, HONEST)
     np.testing.assert_array_equal(total.integers - honest, np.full(len(honest), 10**6))
     assert s.server.faults == {}
+    assert implausible(s.plan, total, largest_norm=3.0)  # three units a client: so gross a lie is seen in the sum
+
+
+@pytest.mark.parametrize("sigma", [0, 50])
+def test_an_honest_sum_is_plausible(sigma: int) -> None:
+    p = plan(N, sigma=sigma)
+    total = run_round(p).total
+    assert not implausible(p, total, largest_norm=3.0)
+    shifted = replace(total, integers=total.integers + 1000)
+    assert implausible(p, shifted, largest_norm=3.0)
+
+
+def test_a_late_vector_changes_nothing_and_blames_nobody() -> None:
+    s = Scene().dealt()
+    late = s.upload(s.people[LIAR], LIAR, s.requests[LIAR])
+    for i in HONEST:
+        assert s.server.take_masked(i, s.upload(s.people[i], i, s.requests[i]))
+    request = s.server.survivors()
+    assert not s.server.take_masked(LIAR, late)
+    for i in HONEST:
+        assert s.server.take_unmask(i, s.people[i].answer(request))
+    total = s.server.finish()
+    np.testing.assert_array_equal(total.integers, plain_sum(s.plan, {i: share(s.plan, i) for i in HONEST}, HONEST))
+    assert s.server.faults == {}
+    with pytest.raises(RoundAborted):
+        s.server.finish()
 
 
 def test_a_liar_in_one_bucket_leaves_the_other_buckets_alone() -> None:

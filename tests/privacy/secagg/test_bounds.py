@@ -202,9 +202,7 @@ def test_a_threshold_of_one_half_lets_the_server_learn_both_secrets() -> None:
         (100, 70, 10, 35),
     ],
 )
-def test_the_price_of_two_trips_is_about_one_share_in_a_hundred(
-    n: int, least: int, colluders: int, folded: int
-) -> None:
+def test_the_price_of_two_trips(n: int, least: int, colluders: int, folded: int) -> None:
     assert Cohort(n, least, least, colluders).honest_shares == folded
     assert Cohort(n, least, least, colluders, Consistency.STRICT).honest_shares == least - colluders
 
