@@ -15,6 +15,7 @@ from privacy.errors import ParameterError
 from privacy.secagg.bounds import clamp_within, wrap_probability
 from privacy.secagg.codec import FRACTION, LARGEST_ROTATION, Codec
 from privacy.secagg.packing import BITS
+from privacy.secagg.plan import Cohort, SecAggPlan
 from privacy.secagg.sizing import LEAST_SIGMA, ShareNoise, sized_sigma
 from privacy.units import PrivacyUnit
 
@@ -47,6 +48,28 @@ class Sums:
     clients: int
     honest_shares: int
     noise_multiplier: float
+
+
+def make_plan(
+    run: str,
+    cohort: Cohort,
+    *,
+    dimension: int,
+    max_grad_norm: float,
+    unit: PrivacyUnit,
+    largest_norm: float,
+    noise_multiplier: float,
+) -> SecAggPlan:
+    """A run's plan from what a recipe says; the noise is sized for the cohort's worst sum.
+
+    ``largest_norm`` is the norm of one client's sum over ``max_grad_norm`` that is never clamped: the most units of a client
+    whose rows may point one way (1 for unit ``client``). The booked event is ``plan.noise.event(sample_rate)``.
+
+    Raises:
+        ParameterError: no ring holds the sum, or a number is out of range.
+    """
+    sums = Sums(dimension, max_grad_norm, unit, largest_norm, cohort.largest, cohort.honest_shares, noise_multiplier)
+    return SecAggPlan(run, *choose_codec(sums), cohort)
 
 
 def choose_codec(sums: Sums, *, bits: int | None = None, rotated: bool | None = None) -> tuple[Codec, ShareNoise]:

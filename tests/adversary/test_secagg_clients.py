@@ -275,7 +275,7 @@ def test_an_honest_sum_is_plausible(sigma: int) -> None:
     p = plan(N, sigma=sigma)
     total = run_round(p).total
     assert not implausible(p, total, largest_norm=3.0)
-    shifted = replace(total, integers=total.integers + 1000)
+    shifted = replace(total, integers=total.integers + 3000)
     assert implausible(p, shifted, largest_norm=3.0)
 
 

@@ -79,7 +79,8 @@ def test_a_sum_of_shares_is_as_near_to_a_discrete_gaussian_as_said(shares: int, 
     near = slice(middle - 8, middle + 9)  # where doubles resolve the ratio
     worst = float(np.abs(np.log(total[near] / ideal[near])).max())
     assert worst <= folding_ratio(shares, sigma) + 1e-12
-    assert worst >= 0.05 * folding_ratio(shares, sigma)
+    if shares == 2:  # several folds do not all err in one direction
+        assert worst >= 0.05 * folding_ratio(shares, sigma)
 
 
 def test_folding_is_negligible_from_three_steps_on() -> None:
