@@ -146,6 +146,8 @@ class Slack:
             ParameterError: the corrections leave nothing of delta.
         """
         guess = spent(delta) + 2 * self.log_ratio
+        if math.isinf(guess):
+            return guess
         for _ in range(20):
             guess += 1e-9
             left = delta - (1 + math.exp(min(guess, 500.0))) * self.delta

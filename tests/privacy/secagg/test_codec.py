@@ -53,7 +53,7 @@ def test_a_row_on_the_grid_is_never_longer_than_the_clipping_norm() -> None:
     for row in rows_of_trouble(8):
         value = c.sum_units(row[None]).value
         assert sum(int(v) ** 2 for v in value) <= (50 * S) ** 2
-        if not np.isfinite(row).all() or not np.isfinite(np.dot(row, row)):
+        if not np.isfinite(row).all() or np.abs(row).max() > 1e160:
             assert not value.any()
 
 
