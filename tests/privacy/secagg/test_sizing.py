@@ -85,11 +85,11 @@ def test_the_booked_event_covers_the_exact_sum_of_shares(
 
 def test_a_one_dimensional_bound_would_not_cover_a_vector() -> None:
     """dp_accounting's discrete Gaussian of sensitivity 5 promises less than (3, 4) really costs: why it is not used."""
-    sigma, eps = 1.0, 10.0
+    sigma, eps = 1.0, 22.5
     one = gaussian(sigma, 40)
     vector = hockey_stick(product([np.roll(one, 3), np.roll(one, 4)]), product([one, one]), eps)
     scalar = hockey_stick(np.roll(one, 5), one, eps)
-    assert vector > 1.2 * scalar
+    assert vector > 2 * scalar > 1e-6
 
 
 def test_a_share_is_sized_for_the_honest_ones_and_never_for_those_invited() -> None:
@@ -134,7 +134,7 @@ def test_epsilon_with_slack_is_a_little_more_than_that_of_the_event() -> None:
     plain = epsilon({GaussianEvent(noise.effective_multiplier, 1.0): 4}, 1e-5)
     booked = distributed_epsilon(noise, rounding_failure=1e-12, sample_rate=1.0, rounds=4, clients=10, delta=1e-5)
     assert plain < booked <= plain + 1e-4
-    worse = distributed_epsilon(noise, rounding_failure=1e-7, sample_rate=1.0, rounds=4, clients=10, delta=1e-5)
+    worse = distributed_epsilon(noise, rounding_failure=1e-9, sample_rate=1.0, rounds=4, clients=10, delta=1e-5)
     assert worse > booked + 1e-3
 
 
