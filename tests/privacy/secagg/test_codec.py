@@ -116,6 +116,16 @@ def test_a_client_as_unit_is_rounded_until_its_integer_norm_holds() -> None:
         c.sum_units(np.ones((2, 30)))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_longest_row_on_the_finest_grid_does_not_overflow(sign: int) -> None:
+    """A client's row is kept in 32 bits; one coordinate may hold all of it."""
+    c = codec(3, unit=PrivacyUnit.CLIENT, steps=2.0**15 - 1)
+    units = c.sum_units(sign * np.eye(3)[:1] * 1e30)
+    assert abs(int(units.value[0]) - sign * (2**31 - 2**16)) < 2**12
+    y = c.round(units, dither(), ROTATION)
+    assert abs(int(y[0]) - sign * 32767) <= 1
+
+
 def test_a_clients_rounding_that_never_fits_gives_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     c = codec(30, unit=PrivacyUnit.CLIENT, steps=5.0)
     monkeypatch.setitem(c.__dict__, "sensitivity2", 0)
