@@ -9,7 +9,12 @@ import time
 from typing import Any
 
 import numpy as np
-from flwr.client.mod.secure_aggregation import secaggplus_mod as mod
+from flwr.client.mod.secure_aggregation.secaggplus_mod import (
+    SecAggPlusState,
+    _collect_masked_vectors,
+    _setup,
+    _share_keys,
+)
 from flwr.common import ndarrays_to_parameters
 
 _SETUP: dict[str, Any] = {
@@ -26,17 +31,17 @@ def _ready(members: int) -> tuple[list[Any], dict[str, float], dict[str, Any]]:
     configs = {**_SETUP, "sample_num": members, "share_num": members, "threshold": -(-9 * members // 10)}
     keys = {}
     for i in range(members):
-        state = mod.SecAggPlusState()
+        state = SecAggPlusState()
         state.nid = i + 1
         start = time.process_time()
-        answer = mod._setup(state, configs)
+        answer = _setup(state, configs)
         spent.setdefault("keys", time.process_time() - start)
         keys[str(i + 1)] = (answer["pk1"], answer["pk2"])
         states.append(state)
     sources, ciphertexts = [], []
     for i, state in enumerate(states):
         start = time.process_time()
-        answer = mod._share_keys(state, keys)
+        answer = _share_keys(state, keys)
         spent.setdefault("shares", time.process_time() - start)
         for to, text in zip(answer["dsts"], answer["ctxts"], strict=True):
             if to == 1:
@@ -53,7 +58,7 @@ def client_cost(dimension: int, members: int) -> dict[str, Any]:
         states, spent, configs = _ready(members)
         parameters = ndarrays_to_parameters([delta])
         start = time.process_time()
-        answer = mod._collect_masked_vectors(states[0], configs, 1000, parameters)
+        answer = _collect_masked_vectors(states[0], configs, 1000, parameters)
         spent["masks"] = time.process_time() - start
         for name, seconds in spent.items():
             best[name] = min(best.get(name, seconds), seconds)
