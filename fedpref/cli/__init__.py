@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fedpref.cli import budget, clean, data, doctor, evaluate, models, plan, recipes, report, run, verify
+from fedpref.cli import budget, clean, data, doctor, evaluate, keys, models, plan, recipes, report, run, verify
 from fedpref.errors import CODED_ERRORS
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privacy.clipping import INSIDE, ClippedSum, clip_and_sum
+from privacy.clipping import INSIDE, ClippedSum, clip_and_sum, grid_step
 from privacy.gradients.errors import FrozenParameterError, UncoveredParameterError
 
 
@@ -88,15 +88,15 @@ class UnitGradients:
             group: the client of every unit, int64 [num_units]; None: all of one.
             num_groups: number of clients.
 
-        Guarantees: norms and sums in 64-bit floats; each unit enters with norm <= C (1 - 1e-6) up to their rounding; a
-        unit with NaN or inf anywhere enters as exactly zero and touches nobody else.
+        Guarantees: every unit is clipped, cut towards zero to the integer grid and checked there, so it enters with norm
+        <= C exactly; sums are exact; a unit with NaN or inf anywhere enters as exactly zero and touches nobody else.
 
         | case | result |
         |---|---|
         | no units | zeros for every group |
         | a unit with a finite gradient of any size, 1e30 included | its direction, at the bound |
         | a unit with NaN, inf, or a norm above the largest double | zero |
-        | one unit of norm <= C (1 - 1e-6) | itself |
+        | one unit of norm <= C (1 - 1e-6) | itself, cut to the grid |
 
         Raises:
             ParameterError: the bound is not a positive finite number.
@@ -106,19 +106,34 @@ class UnitGradients:
         norm = self.norms()
         usable = norm.isfinite()
         safe = norm.where(usable, torch.ones_like(norm)).clamp_min(1e-300)
-        factor = (max_grad_norm * INSIDE / safe).clamp_max(1.0).where(usable, torch.zeros_like(norm))
+        step = grid_step(max_grad_norm, self.dimension)
+        factor = (max_grad_norm * INSIDE / safe).clamp_max(1.0).where(usable, torch.zeros_like(norm)) / step
+        squared = self._add_steps(sums, factor, group)
+        outside = ~(squared <= (max_grad_norm / step) ** 2)
+        if bool(outside.any()):  # never; the bound rests on it
+            for clipped in sums:
+                clipped.value[:] = 0.0
+            self._add_steps(sums, factor.masked_fill(outside, 0.0), group)
+        for clipped in sums:
+            clipped.value[:] *= step
+        return sums
+
+    def _add_steps(self, sums: list[ClippedSum], factor: Tensor, group: Tensor | None) -> Tensor:
+        """Add every unit's gradient times ``factor``, cut towards zero to integers, to its group; squared norms [units]."""
         home = torch.zeros(self.num_units, dtype=torch.int64) if group is None else group
+        squared = torch.zeros(self.num_units, dtype=torch.float64, device=factor.device)
         start = 0
         for gradient in self._tensors.values():
             rows = gradient.flatten(1).to(torch.float64, copy=True)
-            if not bool(usable.all()):
-                rows[~usable] = 0.0  # zero times NaN is NaN
-            total = torch.zeros(num_groups, rows.shape[1], dtype=torch.float64, device=rows.device)
-            total.index_add_(0, home.to(rows.device), rows.mul_(factor[:, None]))
+            rows[factor == 0] = 0.0  # zero times NaN is NaN
+            rows.mul_(factor[:, None]).trunc_()
+            squared += rows.square().sum(1)
+            total = torch.zeros(len(sums), rows.shape[1], dtype=torch.float64, device=rows.device)
+            total.index_add_(0, home.to(rows.device), rows)
             for i, clipped in enumerate(sums):
                 clipped.value[start : start + rows.shape[1]] = total[i].cpu().numpy()
             start += rows.shape[1]
-        return sums
+        return squared
 
     @property
     def dimension(self) -> int:

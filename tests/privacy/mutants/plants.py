@@ -288,7 +288,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "metrics_beside_the_weights",
         "un-noised metrics beside noised weights",
-        ("tests/fedpref/test_run_privacy.py::test_the_list_of_released_figures_is_the_reviewed_one",),
+        ("tests/fedpref/test_run_privacy.py::test_a_figure_that_is_not_on_the_list_reaches_no_tracker",),
         metrics_beside_the_weights,
     ),
     Mutant(
