@@ -103,8 +103,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe and the noise; a resumed run must have the same."""
-        content = {"recipe": self.recipe.model_dump(mode="json"), "noise_multiplier": self.noise_multiplier}
+        """SHA-256 of the recipe, the noise and the descriptions of all data; a resumed run must have the same."""
+        content = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "noise_multiplier": self.noise_multiplier,
+            "data": {name: find_dataset(name).digest for name in data_names(self.recipe)},
+        }
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
     def mechanism(self) -> GaussianMechanism:
@@ -287,6 +291,13 @@ def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool
         )
         for adversary in Adversary
     )
+
+
+def data_names(recipe: Recipe) -> list[str]:
+    """Every data set that a recipe names, each once."""
+    policy = recipe.policy
+    prompts = [] if policy is None else [policy.prompts, *([policy.test_prompts] if policy.test_prompts else [])]
+    return list(dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *prompts)))
 
 
 def _model_bytes(name: str) -> int | None:

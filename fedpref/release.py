@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedpref.data.digests import spec_digests
 from fedpref.data.spec import DatasetSpec
 from fedpref.journal import make_folder, write_durably
-from fedpref.plan import Plan
+from fedpref.plan import Plan, data_names
 from fedpref.version import __version__
 from privacy.chain import read_chain
 from privacy.report import Report
@@ -157,6 +158,7 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
         "schema": "fedpref-release-1",
         "fedpref": __version__,
         "plan_digest": plan.digest,
+        "data": spec_digests(plan.recipe, *data_names(plan.recipe)),
         "files": {str(p.relative_to(release)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
         "ledger_heads": {str(p.relative_to(run)): read_chain(p).head for p in books},
         "signed_heads": {name: head.to_json() for name, head in signed.items()},
