@@ -208,6 +208,7 @@ def test_a_folder_of_terms_names_clients_that_exist(tmp_path: Path) -> None:
     assert list(client_configs(tmp_path, ["a", "b"])) == [1]
 
 
+@pytest.mark.slow  # calibrations and sweeps: seconds
 def test_budget_show_says_what_is_left(tmp_path: Path) -> None:
     recipe = in_project(tmp_path, "first", privacy__target_epsilon=4.0, privacy__noise_multiplier=None)
     train(recipe)

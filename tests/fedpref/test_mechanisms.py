@@ -71,6 +71,7 @@ def test_a_fixed_order_costs_its_participations_and_a_cut_sample_more_than_a_who
     assert total(**TRUNCATED) > total()
 
 
+@pytest.mark.slow  # calibrations and sweeps: seconds
 def test_noise_is_calibrated_to_what_counts_for_one_unit(tmp_path: Path) -> None:
     for privacy in ({"sampling": "fixed_order", "sample_rate": 0.5}, {"clipping": "adaptive"}):
         target = {"noise_multiplier": None, "target_epsilon": 2.0, **privacy}
@@ -113,6 +114,7 @@ def record_norms(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     return norms
 
 
+@pytest.mark.slow  # calibrations and sweeps: seconds
 def test_an_adaptive_norm_moves_and_survives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = record_norms(monkeypatch)
     small = {"clipping": "adaptive", "rng": "seeded", "noise_multiplier": 1.0, "max_grad_norm": 0.01}
@@ -206,6 +208,7 @@ def test_labels_that_no_book_knows_are_not_used(tmp_path: Path, monkeypatch: pyt
         train(recipe, resume=True)
 
 
+@pytest.mark.slow  # calibrations and sweeps: seconds
 def test_a_sweep_is_one_plan_per_value(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, {})
     plans = sweep(recipe, "target_epsilon", [1, 4.0])

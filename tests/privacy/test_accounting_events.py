@@ -178,7 +178,7 @@ def hockey_stick(p: np.ndarray, q: np.ndarray, eps: float) -> float:
 
 
 @pytest.mark.parametrize("shift", [(5,), (3, 4), (1, 2, 2), (-4, 3)], ids=str)
-@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("rate", [1.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_integer_noise_is_as_private_as_the_gaussian_that_is_booked(shift: tuple[int, ...], rate: float) -> None:
     """Exact sums over the grid: delta(eps) of N_Z with variance (z c)^2 + 9 against that of the Gaussian of multiplier z.
 
