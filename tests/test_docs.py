@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedpref.config import PolicyConfig
 from fedpref.config_docs import render
 from fedpref.data.spec import DatasetSpec
 from fedpref.recipes import find_recipe
@@ -38,9 +39,10 @@ def test_every_verb_in_the_readme_exists(verb: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readmes_dataset_description_fits_the_schema() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    assert DatasetSpec.model_validate(yaml.safe_load(block)).fields.user_id == "person"
+def test_the_readmes_yaml_fits_the_schemas() -> None:
+    policy, dataset = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert PolicyConfig.model_validate(yaml.safe_load(policy)["policy"]).num_generations == 8
+    assert DatasetSpec.model_validate(yaml.safe_load(dataset)).fields.user_id == "person"
 
 
 def test_the_readmes_python_runs(
