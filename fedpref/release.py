@@ -17,7 +17,7 @@ from fedpref.plan import Plan, data_names
 from fedpref.version import __version__
 from privacy.chain import read_chain
 from privacy.report import Report
-from privacy.report.build import FEDERATION, ledger_paths, project_paths
+from privacy.report.build import FEDERATION, label_paths, ledger_paths, project_paths
 from privacy.report.text import epsilon_text
 from privacy.signing import SigningKey, key_path
 from privacy.signing_files import read_signed_head
@@ -151,7 +151,7 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     files = sorted(
         p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json" and not p.name.startswith(".")
     )
-    books = [*ledger_paths(run), *project_paths(run)]
+    books = [*ledger_paths(run), *label_paths(run), *project_paths(run)]
     signed = {str(p.relative_to(run)): head for p in books if (head := read_signed_head(p)) is not None}
     key = SigningKey.at(key_path(run / FEDERATION))
     manifest: dict[str, Any] = {

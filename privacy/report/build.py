@@ -16,7 +16,16 @@ from privacy.project import ProjectView, read_project
 from privacy.report.verdict import rounded_up
 from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
-__all__ = ["FEDERATION", "PROJECT", "Report", "build_report", "ledger_paths", "project_paths", "rounded_up"]
+__all__ = [
+    "FEDERATION",
+    "PROJECT",
+    "Report",
+    "build_report",
+    "label_paths",
+    "ledger_paths",
+    "project_paths",
+    "rounded_up",
+]
 
 SCHEMA = "fedpref-report-1"
 FEDERATION = "ledger.jsonl"
@@ -38,6 +47,11 @@ class Report:
 def ledger_paths(run: Path) -> list[Path]:
     """The federation's ledger of a run folder, then those of its nodes."""
     return [run / FEDERATION, *sorted(run.glob("nodes/*/ledger.jsonl"))]
+
+
+def label_paths(run: Path) -> list[Path]:
+    """The books of labels under randomised response, one per node that has any."""
+    return sorted(run.glob("nodes/*/labels.jsonl"))
 
 
 def project_paths(run: Path) -> list[Path]:
@@ -79,6 +93,7 @@ def build_report(run: Path) -> Report:
             "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
             "rounds_reserved": len(federation.reservations),
             "rounds_committed": len(federation.committed),
+            "labels": [_label_row(read_ledger(path)) for path in label_paths(run)],
             "project": None if project is None else project_rows(project),
             "assumptions": _assumptions(federation, shared=project is not None),
             "ledgers": [
@@ -124,6 +139,17 @@ def _rows(view: LedgerView) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _label_row(view: LedgerView) -> dict[str, Any]:
+    """Randomised labels of one node: a total that stands apart and covers the label alone (guarantees.md rule 12)."""
+    value = view.epsilon(Adversary.READER)
+    return {
+        "scope": view.header.scope,
+        "unit": view.header.unit.value,
+        "label_epsilon_per_unit": _finite(value),
+        "covers": "which of two answers was preferred, against everybody, the server included; never the texts",
+    }
 
 
 def project_rows(view: ProjectView) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ def render_text(report: Report) -> str:
     lines[-1:] = [f"  {other['described']:<66} {other['statement']}" for other in f["further_adversaries"]] + [""]
     for node in f["nodes"]:
         lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
+    lines += _labels(f["labels"])
     lines += _project(f["project"])
     lines += [
         "How it was computed",
@@ -54,6 +55,16 @@ def project_text(row: dict[str, Any]) -> str:
     bound = "INFINITE" if row["filter_bound"] is None else rounded_up(row["filter_bound"])
     trusted = "; trusted in some rounds, which promise nothing" if row["trusted"] else ""
     return f"filter bound {bound} of {row['cap']:g} at delta {row['delta']:g}, unit {row['unit']}{trusted}"
+
+
+def _labels(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["Labels under randomised response (pure epsilon, delta 0; a total of its own, not added to the others)"]
+    for row in rows:
+        value = row["label_epsilon_per_unit"]
+        epsilon = "INFINITE" if value is None else f"epsilon {rounded_up(value)}"
+        lines.append(f"  {row['scope']:<66} {epsilon} at delta 0, unit {row['unit']}")
+        lines += textwrap.wrap(row["covers"], 96, initial_indent="      ", subsequent_indent="      ")
+    return [*lines, ""] if rows else []
 
 
 def _project(rows: list[dict[str, Any]] | None) -> list[str]:

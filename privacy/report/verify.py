@@ -13,7 +13,7 @@ from privacy.errors import CodedError
 from privacy.events import TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
 from privacy.project import is_project
-from privacy.report.build import FEDERATION, Report, build_report, ledger_paths, project_paths
+from privacy.report.build import FEDERATION, Report, build_report, label_paths, ledger_paths, project_paths
 from privacy.report.project import JoinedRun, check_project
 from privacy.report.signatures import check_manifest_signature, check_signed_heads, check_signer
 from privacy.report.text import render_text
@@ -55,7 +55,7 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
     views = {name: _check_ledger(path, name, verdict) for name, path in paths.items()}
     if not any(name.startswith("nodes/") for name in views):
         verdict.failed.append("nodes/: no node ledger")
-    present = {*views, *(path.name for path in project_paths(run))}
+    present = {*views, *(str(p.relative_to(run)) for p in [*label_paths(run), *project_paths(run)])}
     for name in anchors.keys() - present:
         verdict.failed.append(f"{name}: named in the release manifest, but missing")
     signers = {}
@@ -68,6 +68,7 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
                 _check_known_head(name, view.hashes, head, verdict)
     _check_keys(manifest, signers, signer, verdict)
     federation = views.get(FEDERATION)
+    _check_labels(run, anchors, verdict)
     for path in project_paths(run):
         joined = JoinedRun(signers.get(FEDERATION, ""), federation.reservations) if federation else None
         project = check_project(path, path.name, joined, verdict, manifest)
@@ -82,6 +83,16 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
         nodes = [view for name, view in views.items() if view and name != FEDERATION]
         for view in [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]:
             _epsilons(view, verdict)
+
+
+def _check_labels(run: Path, anchors: dict[str, str], verdict: Verdict) -> None:
+    """The books of randomised labels: chain, heads and anchors; their total stands apart in the report."""
+    for path in label_paths(run):
+        name = str(path.relative_to(run))
+        labels = _check_ledger(path, name, verdict)
+        if labels:
+            check_signed_heads(name, path, labels.hashes, None, verdict)
+            _check_anchor(name, labels.head, anchors.get(name), verdict)
 
 
 def _check_keys(manifest: dict[str, Any] | None, signers: dict[str, str], known: str | None, verdict: Verdict) -> None:

@@ -22,7 +22,7 @@ from privacy.errors import LabelsError
 from privacy.events import FixedOrderEvent, GaussianEvent, RandomizedResponseEvent, TruncatedPoissonEvent
 from privacy.labels import KeptLabels
 from privacy.ledger import read_ledger
-from privacy.report import build_report, verify
+from privacy.report import build_report, render_text, verify
 from privacy.sealed import size_of
 from privacy.units import Adversary
 from tests.fedpref.conftest import speak
@@ -167,6 +167,11 @@ def test_labels_are_booked_apart_drawn_once_and_swapped(tmp_path: Path) -> None:
     assert book.epsilon(READER) == 1.0 * recipe.privacy.max_pairs_per_user
     assert book.header.scope == "labels:local"
     assert verify(run / "nodes/local/labels.jsonl").ok
+    report = build_report(run)
+    (row,) = report.fields["labels"]
+    assert (row["scope"], row["label_epsilon_per_unit"]) == ("labels:local", book.epsilon(READER))
+    assert f"epsilon {book.epsilon(READER):.4f} at delta 0, unit user" in render_text(report)
+    assert verify(run).ok
     assert not any(
         isinstance(e, RandomizedResponseEvent) for e in read_ledger(run / "ledger.jsonl").composition(READER)
     )
