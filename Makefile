@@ -1,4 +1,4 @@
-# make demo    private votes of real people become a reward model (about 3 minutes after installation)
+# make demo    private votes of real people become a reward model, which teaches the language model (about 10 minutes after installation)
 # make test    lint, types, import contracts, unit tests
 # make help    all targets
 #

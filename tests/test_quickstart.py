@@ -51,6 +51,19 @@ def test_the_released_model_prefers_an_argument_to_noise(run_folder: Path) -> No
     assert good > bad
 
 
+def test_the_policy_earns_more_reward_than_its_base_model(run_folder: Path) -> None:
+    run = fedpref.Run(run_folder)
+    for group in ("seen topics", "unseen topics"):
+        block = run.policy_evaluation[group]
+        assert block["rewards"]["reward_model"]["difference"] > 0, group
+        (judge,) = block["judges"].values()
+        assert judge["accuracy_on_held_out_votes"] > 0.6
+        assert 0 <= judge["length_controlled_win_rate"] <= 1
+    seen = run.policy_evaluation["seen topics"]
+    assert seen["rewards"]["reward_model"]["difference_interval"][0] > 0
+    assert seen["kl_to_base"]["nats_per_completion"] > 0
+
+
 def test_the_shipped_public_text_is_what_the_description_says(run_folder: Path) -> None:
     from fedpref.data.loading import load_public
 
