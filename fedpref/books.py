@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
+from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
@@ -23,7 +24,7 @@ from privacy.project import ProjectRun, new_cap, over_cap, read_project
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, head_path, key_path
 from privacy.terms import EMBEDDED, Offer
-from privacy.units import Adversary
+from privacy.units import Adversary, Trust
 
 
 @dataclass
@@ -43,6 +44,16 @@ class Books:
         for guard in {id(guard): guard for guard in self.guards.values()}.values():
             if self._node_run is not None:
                 guard.begin(self.offer, self._node_run, planned, private_rng)
+        refused = self._refused()
+        while True:  # a refusal makes the cohort smaller, which others' least cohort may not allow
+            willing = replace(self.offer, num_clients=self.offer.num_clients - len(refused))
+            for guard in self.guards.values():
+                guard.ask_again(willing)
+            if self._refused() == refused:
+                return refused
+            refused = self._refused()
+
+    def _refused(self) -> frozenset[int]:
         return frozenset(i for i, guard in self.guards.items() if guard.refused is not None)
 
     def close(self) -> None:
@@ -126,6 +137,12 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
         TermsRefusal: the terms of all clients of this machine refuse the run.
     """
     recipe, p = plan.recipe, plan.recipe.privacy
+    if p.ledger is not None and p.trust is Trust.LOCAL:
+        raise UnsupportedPlanError(
+            "privacy.ledger does not go with trust `local` yet.",
+            "There the nodes' own books are the claim, and a round that one of them repeats would be missing here.",
+            "Leave out privacy.ledger, or use trust `central`.",
+        )
     if p.ledger is not None:
         path = Path(p.ledger)
         view = read_project(path) if path.exists() else None

@@ -74,7 +74,11 @@ class Checkpoints:
 
     def prepare(self, round_number: int, state: Tensors) -> None:
         """Make the state after a round durable, unpublished; replaces that of an attempt that was not committed."""
-        write_durably(self._prepared(round_number), safetensors.numpy.save(state))
+        write_durably(self._prepared(round_number), safetensors.numpy.save(state), mode=0o600)
+
+    def is_prepared(self, round_number: int) -> bool:
+        """Was the state after this round made durable, and not yet published?"""
+        return self._prepared(round_number).exists()
 
     def publish(self, round_number: int) -> bool:
         """Release a prepared checkpoint; False if there is none.

@@ -149,7 +149,7 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     """
     release = run / "release"
     files = sorted(
-        p for p in release.rglob("*") if p.is_file() and p.name != "manifest.json" and not p.name.startswith(".")
+        p for p in release.rglob("*") if p.is_file() and p != release / "manifest.json" and not p.name.startswith(".")
     )
     books = [*ledger_paths(run), *label_paths(run), *project_paths(run)]
     signed = {str(p.relative_to(run)): head for p in books if (head := read_signed_head(p)) is not None}

@@ -57,6 +57,11 @@ def run_rounds(federation: Federation) -> None:
 
 def _restore(federation: Federation) -> int:
     """Bring the server to where the last checkpoint stands; returns the rounds done."""
+    interrupted = federation.ledger.open_reservation
+    if interrupted is not None and federation.checkpoints.is_prepared(interrupted.round):
+        federation.ledger.commit(
+            interrupted
+        )  # its noise is drawn: another draw of the same sum would be a second release
     federation.checkpoints.publish(federation.ledger.committed_round)  # a kill between commit and publication
     done, state = federation.checkpoints.last()
     federation.ledger.check_rounds(done)

@@ -30,7 +30,7 @@ from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
 
 NODE = "local"
-_SLACK = 10.0  # num_units is a declaration; an honest client's sum must not be left out for its being a little low
+_SLACK = 10.0  # of the declared number of units; real federations know no roster
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def train_reward_head(
             mechanism=mechanism,
             optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
             divisor=plan.divisor,
-            largest_norm=_SLACK * recipe.federation.num_units * mechanism.max_grad_norm,
+            largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,
             warn=warn,
             clipping=plan.clipping,
@@ -113,6 +113,15 @@ def _labelled(
         return clients
     header = _header(given, f"labels:{NODE}", None)
     return randomized_labels(clients, given.plan.labels, folder.node, header, rng)
+
+
+def _largest_norm(given: TrainingInput) -> float:
+    """In clipping norms: more than any honest client's sum can have, whatever its records and however low the declaration.
+
+    A client's sum is a sum of one clipped gradient per member, and who is a member is public.
+    """
+    members = given.data.num_units(given.plan.recipe.privacy.unit)
+    return max(_SLACK * given.plan.recipe.federation.num_units, float(members))
 
 
 def random_source(recipe: Recipe) -> RandomSource:

@@ -173,6 +173,10 @@ class Account:
         if lost is not None:
             raise lost
 
+    def has_booked(self, round_number: int) -> bool:
+        """Is this round of this run in these books?"""
+        return any(number == round_number for number, _ in self._run.rounds)
+
     def bound(self, adversary: Adversary, more: Composition | None = None) -> float:
         """The filter bound of all runs on this unit, with ``more`` on top."""
         return self._cap.filter(adversary).bound(self._total(adversary, more or {}))

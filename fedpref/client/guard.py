@@ -123,21 +123,36 @@ class Guard:
         if refusal is not None:
             raise refusal
 
+    def ask_again(self, offer: Offer) -> None:
+        """Ask the terms about a smaller cohort: ``num_clients`` are those that are willing."""
+        if self._refused is None:
+            self._refused = self._terms.check(replace(offer, epsilon=dict.fromkeys(Adversary, 0.0)), self._today())
+            if self._refused is not None:
+                self.close()
+
     @property
     def refused(self) -> CodedError | None:
         """Why this client takes no part in the run, if it refused it as a whole."""
         return self._refused
 
-    def check(self, offer: Offer, events: Events) -> CodedError | None:
+    def check(self, offer: Offer, events: Events, goes_on: int | None = None) -> CodedError | None:
         """Check one round's request: the terms as they are today, and the books with ``events`` on top.
 
-        ``events`` is empty for a round that was booked before and goes on.
+        ``events`` is empty for the round ``goes_on``, which was booked before and goes on: if this client's own books do
+        not have it, the client refused it then, and takes no part now.
         """
         if self._refused is not None:
             return self._refused
         if self._account is None:
             return TermsRefusal(
                 "The client was not asked before the run.", "No run began.", "Start with `begin`.", term="budgets"
+            )
+        if goes_on is not None and not self._account.has_booked(goes_on):
+            return TermsRefusal(
+                "The client did not agree to this round.",
+                "It goes on under an earlier booking, which the client's own books do not have.",
+                "The client takes part again from the next round that its terms allow.",
+                term="budgets",
             )
         epsilon = {who: self._account.bound(who, {e: 1} if (e := events.get(who)) else {}) for who in Adversary}
         return self._terms.check(replace(offer, epsilon=epsilon), self._today())
@@ -158,5 +173,6 @@ def _at_most(asked: Mapping[Adversary, float], fixed: Mapping[Adversary, float])
 
 
 def failure(refusal: CodedError) -> Failure:
-    """A coded refusal as the channel carries it: the code and the term, nothing that depends on data."""
-    return Failure(f"[{refusal.code}] {refusal.what} {refusal.why}", refusal.code)
+    """A coded refusal as the channel carries it: code and term alone; what was spent elsewhere is the client's own."""
+    term = getattr(refusal, "term", "")
+    return Failure(f"[{refusal.code}] refused by the client's terms{f': {term}' if term else ''}", refusal.code)

@@ -102,8 +102,9 @@ class Node:
         """Which clients' terms say no to this round, before any of their data are touched."""
         if self._offer is None:
             return {}
-        events = {} if self._goes_on(round_number) else self._mechanism.node_events(round_number)
-        checked = {id(guard): guard.check(self._offer, events) for guard in self._guards.values()}
+        goes_on = round_number if self._goes_on(round_number) else None
+        events = {} if goes_on else self._mechanism.node_events(round_number)
+        checked = {id(guard): guard.check(self._offer, events, goes_on) for guard in self._guards.values()}
         answers = {client: checked[id(guard)] for client, guard in self._guards.items()}
         return {client: refusal for client, refusal in answers.items() if refusal is not None}
 

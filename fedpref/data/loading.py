@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpref.config import EvaluationConfig, Recipe
-from fedpref.data.digests import content_digests
+from fedpref.data.digests import content_digests, file_digest
 from fedpref.data.formats import require
 from fedpref.data.partition import one_client_each, partition
 from fedpref.data.preferences import Preferences, check_records, problems_of
@@ -81,7 +81,7 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
     for spec in specs:
         require(spec, "pairs")
         _one_record_one_pair(spec, recipe)
-    _no_file_twice(specs)
+    _no_file_twice(specs, recipe)
     rows: Counter[tuple[str, str, str]] = Counter()
     if recipe.federation.partition.by == "file":
         holdings = _one_client_per_file(specs, recipe, warn, rows)
@@ -145,19 +145,33 @@ def _one_record_one_pair(spec: DatasetSpec, recipe: Recipe) -> None:
         )
 
 
-def _no_file_twice(specs: list[DatasetSpec]) -> None:
-    files = [name for spec in specs for name in _identities(spec)]
-    twice = sorted({name for name in files if files.count(name) > 1})
+def _no_file_twice(specs: list[DatasetSpec], recipe: Recipe) -> None:
+    """One content, one place: not twice among the private files (a copy counts), and never private and public at once."""
+    files = [name for spec in specs for name in _contents(spec)]
+    twice = sorted(name for digest, name in files if [d for d, _ in files].count(digest) > 1)
     if twice:
         raise UnsupportedPlanError(
-            f"{Path(twice[0]).name} is named twice.",
+            f"{twice[0]} is named twice, or is a copy of another data file.",
             "Each of its records would count twice, and its bound only once.",
             "Name each data file once under `datasets`.",
         )
+    policy = recipe.policy
+    public = [recipe.reward.public_data, *([policy.prompts, policy.test_prompts] if policy else [])]
+    declared = {digest for name in public if name for digest, _ in _contents(find_dataset(name))}
+    both = sorted(name for digest, name in files if digest in declared)
+    if both:
+        raise UnsupportedPlanError(
+            f"{both[0]} is private feedback, and named as public data as well.",
+            "Whatever shapes the model as public text is protected by nothing (guarantees.md rule 19).",
+            "Name public data that hold nobody's feedback.",
+        )
 
 
-def _identities(spec: DatasetSpec) -> list[str]:
-    return [str(file.resolve()) for file in files_of(spec)] if spec.is_local else sorted(content_digests(spec))
+def _contents(spec: DatasetSpec) -> list[tuple[str, str]]:
+    """(digest of the content, name to show) of every file; a data set on the hub by its source and revision."""
+    if not spec.is_local:
+        return [(digest, digest) for digest in sorted(content_digests(spec))]
+    return [(file_digest(file), file.name) for file in files_of(spec)]
 
 
 def _one_client_per_file(

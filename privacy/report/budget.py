@@ -89,7 +89,7 @@ def _project_rows(view: ProjectView, name: str) -> list[BudgetRow]:
             room = watch.allowance - cap.cost(total).rdp
             cost = cap.cost({last: 1}).rdp if last is not None else 0.0
             rounds = max(0, math.floor(room / cost)) if 0 < cost < math.inf else None
-            spent = _finite(watch.bound(cap.cost(total)))
+            spent = None if trusted else _finite(watch.bound(cap.cost(total)))
             rows.append(
                 _row(name, unit.value, adversary, cap.delta, trusted, spent, watch.epsilon, rounds, "filter bound")
             )

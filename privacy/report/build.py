@@ -165,7 +165,9 @@ def project_rows(view: ProjectView) -> list[dict[str, Any]]:
                     "adversary": adversary.value,
                     "described": adversary.described,
                     "trusted": any(isinstance(event, TrustedEvent) for event in spent),
-                    "filter_bound": _finite(view.bound(unit, adversary)),
+                    "filter_bound": None
+                    if any(isinstance(event, TrustedEvent) for event in spent)
+                    else _finite(view.bound(unit, adversary)),
                     "cap": cap.epsilon[adversary],
                     "delta": cap.delta,
                     "order": cap.order,

@@ -10,6 +10,7 @@ from typing import Any
 
 from privacy.entries import Reservation
 from privacy.errors import CodedError
+from privacy.events import TrustedEvent
 from privacy.project import ProjectView, lost_rounds, read_project, round_name
 from privacy.report.signatures import check_signed_heads
 from privacy.report.verdict import Verdict
@@ -60,7 +61,11 @@ def _check_caps(name: str, view: ProjectView, verdict: Verdict) -> None:
         for adversary in Adversary:
             bound = view.bound(unit, adversary)
             label = f"{adversary.value}, all runs of {name} on unit {unit.value} (filter bound)"
-            verdict.epsilons[label] = bound if bound < float("inf") else None
+            trusted = any(isinstance(event, TrustedEvent) for event in view.spent(unit, adversary))
+            if trusted:
+                verdict.notes.append(f"{label}: none, trusted in some rounds, which promise nothing")
+            else:
+                verdict.epsilons[label] = bound if bound < float("inf") else None
             if not cap.filter(adversary).admits(cap.cost(view.spent(unit, adversary))):
                 verdict.failed.append(
                     f"{name}: the filter bound of unit {unit.value} against {adversary.value} is {bound:.4f}, "

@@ -52,9 +52,10 @@ def epsilon_text(row: dict[str, Any]) -> str:
 
 def project_text(row: dict[str, Any]) -> str:
     """One cell of a project's table."""
+    if row["trusted"]:
+        return "none: trusted in some rounds, which promise nothing"
     bound = "INFINITE" if row["filter_bound"] is None else rounded_up(row["filter_bound"])
-    trusted = "; trusted in some rounds, which promise nothing" if row["trusted"] else ""
-    return f"filter bound {bound} of {row['cap']:g} at delta {row['delta']:g}, unit {row['unit']}{trusted}"
+    return f"filter bound {bound} of {row['cap']:g} at delta {row['delta']:g}, unit {row['unit']}"
 
 
 def _labels(rows: list[dict[str, Any]]) -> list[str]:

@@ -51,6 +51,7 @@ def verify(target: Path, head: str | None = None, signer: str | None = None) -> 
 def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdict) -> None:
     manifest = _read_json(run / "release" / "manifest.json", verdict)
     anchors = _anchors(manifest, verdict)
+    _check_finished(run, manifest, verdict)
     paths = {str(p.relative_to(run)): p for p in ledger_paths(run)}
     views = {name: _check_ledger(path, name, verdict) for name, path in paths.items()}
     if not any(name.startswith("nodes/") for name in views):
@@ -85,6 +86,12 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
             _epsilons(view, verdict)
 
 
+def _check_finished(run: Path, manifest: dict[str, Any] | None, verdict: Verdict) -> None:
+    status = _read_json(run / "run.json", verdict)
+    if manifest is None and status is not None and status.get("status") == "finished":
+        verdict.failed.append("release/manifest.json: is missing, although the run is finished")
+
+
 def _check_labels(run: Path, anchors: dict[str, str], verdict: Verdict) -> None:
     """The books of randomised labels: chain, heads and anchors; their total stands apart in the report."""
     for path in label_paths(run):
@@ -100,6 +107,8 @@ def _check_keys(manifest: dict[str, Any] | None, signers: dict[str, str], known:
     public = check_manifest_signature(manifest, verdict)
     if public and public != signers.get(FEDERATION):
         verdict.failed.append("release/manifest.json: is not signed by the key of the federation's ledger")
+    if manifest is not None and not public and signers.get(FEDERATION):
+        verdict.failed.append("release/manifest.json: is not signed, although the federation's ledger is")
     found = {FEDERATION: signers.get(FEDERATION, "")}
     check_signer(known, found if manifest is None else {**found, "release/manifest.json": public}, verdict)
 
@@ -133,7 +142,7 @@ def _check_released_files(release: Path, manifest: dict[str, Any] | None, verdic
     present = {
         str(p.relative_to(release)): p
         for p in release.rglob("*")
-        if p.is_file() and p.name != "manifest.json" and not _unfinished(p)
+        if p.is_file() and p != release / "manifest.json" and not _unfinished(p)
     }
     if not isinstance(named, dict) or named.keys() != present.keys():
         verdict.failed.append("release/: its files are not those of the manifest")
@@ -156,6 +165,9 @@ def _check_agreement(views: list[LedgerView], *, finished: bool, verdict: Verdic
     terms = {(v.header.run, v.header.unit, v.header.trust, v.header.target_delta, v.header.private_rng) for v in views}
     if len(terms) > 1:
         verdict.failed.append("ledgers: federation and nodes were opened under different terms")
+    noise = [{getattr(e, "noise_multiplier", None) for r in v.reservations for e in r.events.values()} for v in views]
+    if len({frozenset(multipliers - {None}) for multipliers in noise if multipliers - {None}}) > 1:
+        verdict.failed.append("ledgers: federation and nodes booked different noise")
     rounds = [{r.round for r in view.reservations} for view in views]
     total = first.header.facts.get("num_rounds")
     last = max((max(numbers, default=0) for numbers in rounds), default=0)
