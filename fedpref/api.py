@@ -84,6 +84,7 @@ def run(
     from fedpref.policy_stage import check_policy, run_policy_stage
     from fedpref.release import write_manifest
     from fedpref.training import TrainingInput, train_reward_head
+    from fedpref.training_feedback import keep_data_digests
     from reward.features import FeatureConfig, FeatureExtractor
     from reward.scorer import RewardModel
 
@@ -96,6 +97,7 @@ def run(
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
     data = load_federated(recipe, show.say)
+    keep_data_digests(recipe, folder.node)
     show.say(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
@@ -244,8 +246,9 @@ class Run:
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
         from fedpref.evaluation import evaluate
-        from fedpref.training_feedback import load_all_feedback, without_training_feedback
+        from fedpref.training_feedback import check_data_unchanged, load_all_feedback, without_training_feedback
 
+        check_data_unchanged(self.recipe, self.folder.node)
         show = display or Display()
         model = self.reward_model(show)
         require(find_dataset(data), "pairs", training=False)

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from fedpref.config import Recipe
+from fedpref.data.digests import content_digests
 from fedpref.data.loading import FederatedData, load_federated
 from fedpref.data.preferences import Preferences
+from fedpref.data.spec import find_dataset
+from fedpref.errors import RunFolderError
+from fedpref.journal import write_durably
 from reward.pairs import Conversation
 
 _NOBODY = re.compile(r"#\d+")  # what a record without a user_id is called: the number of its row
+
+
+DIGESTS = "data.json"
+
+
+def keep_data_digests(recipe: Recipe, node: Path) -> None:
+    """Keep, in the node's own folder, what the data files were when the run was trained on them."""
+    write_durably(node / DIGESTS, json.dumps(_data_digests(recipe)).encode(), mode=0o600)
+
+
+def _data_digests(recipe: Recipe) -> dict[str, list[str]]:
+    return {name: sorted(content_digests(find_dataset(name))) for name in recipe.datasets}
+
+
+def check_data_unchanged(recipe: Recipe, node: Path) -> None:
+    """Who was trained on is read off the run's data files: they must be those of the run.
+
+    Raises:
+        RunFolderError: a data file changed since, or nobody knows what it was.
+    """
+    try:
+        kept = json.loads((node / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = None
+    if kept != _data_digests(recipe):
+        raise RunFolderError(
+            "Nobody can tell any more whom this run was trained on.",
+            "A data file of the run changed since, or the node's folder does not say what it was.",
+            "Restore the run's data files; figures are never computed from a training user's feedback (rule 18).",
+        )
 
 
 def load_all_feedback(recipe: Recipe) -> FederatedData:

@@ -120,3 +120,15 @@ def test_a_node_that_booked_other_noise_is_found(tmp_path: Path) -> None:
             shutil.copy(source, tmp_path / "a/run/nodes/local" / file)
     verdict = verify(tmp_path / "a/run")
     assert any("different noise" in line for line in verdict.failed)
+
+
+def test_eval_refuses_once_the_runs_data_file_was_rotated(finished: FinishedRun, tmp_path: Path) -> None:  # noqa: F811
+    import fedpref
+    from fedpref.errors import RunFolderError
+
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run)
+    assert fedpref.Run(run).evaluate(finished.recipe.datasets[0])["pairs"] > 0
+    (run / "nodes/local/data.json").write_text('{"votes": ["0"]}')
+    with pytest.raises(RunFolderError, match="whom this run was trained on"):
+        fedpref.Run(run).evaluate(finished.recipe.datasets[0])

@@ -137,7 +137,8 @@ def test_the_run_folder_has_exactly_the_known_files(finished: FinishedRun) -> No
     expected = PUBLIC_FILES | {f"checkpoints/round-{n:06d}.safetensors" for n in rounds}
     assert {str(p.relative_to(finished.path)) for p in outside_nodes(finished.path)} == expected
     node = {str(p.relative_to(finished.path / "nodes")) for p in (finished.path / "nodes").rglob("*") if p.is_file()}
-    assert node == {"local/features.safetensors", "local/ledger.head.json", "local/ledger.jsonl", "local/ledger.key"}
+    books = {"local/ledger.head.json", "local/ledger.jsonl", "local/ledger.key"}
+    assert node == {"local/data.json", "local/features.safetensors", *books}
 
 
 @pytest.mark.parametrize("planted", [PLANTED_TEXT, PLANTED_USER])
@@ -294,7 +295,7 @@ def test_clean_removes_private_data_at_rest_and_keeps_books_and_release(tmp_path
     kept = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node}
     spoken = speak("clean", str(run))
     assert spoken.code == 0
-    assert [p.name for p in node.iterdir()] == ["ledger.head.json", "ledger.jsonl", "ledger.key"]
+    assert [p.name for p in node.iterdir()] == ["data.json", "ledger.head.json", "ledger.jsonl", "ledger.key"]
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node} == kept
     assert verify(run).ok
     assert build_report(run).summary
