@@ -37,6 +37,7 @@ demo: $(VENV)/.installed ## install, train, release, report
 	@if grep -qs '"status": "finished"' $(RUN)/run.json; then $(BIN)/fedpref report $(RUN); \
 	 elif [ -f $(RUN)/run.json ]; then $(BIN)/fedpref run recipes/quickstart.yaml --resume; \
 	 else $(BIN)/fedpref run recipes/quickstart.yaml; fi
+	@echo "The command is $(BIN)/fedpref; '. $(BIN)/activate' puts it on your path."
 
 test: lint types contracts unit ## lint, types, import contracts, unit tests
 

@@ -63,7 +63,7 @@ def summarise(correct: Vector, longer: Vector, data: Preferences, samples: int, 
     worst = min(topics, key=lambda t: topics[t]["reward_accuracy"]) if topics else None
     return {
         "pairs": len(correct),
-        "users": len(np.unique(data.user)),
+        "users": None if all(user.startswith("#") for user in data.user.tolist()) else len(np.unique(data.user)),
         "reward_accuracy": float(correct.mean()),
         "interval": interval(correct, data.user, samples, seed),
         "longer_is_better": float(longer.mean()),

@@ -141,7 +141,7 @@ class Plan:
             "delta": self.recipe.privacy.target_delta,
         }
         bound = next((eps for mark, eps in self.epsilon_marks if mark >= num_reserved), math.inf)
-        if math.isfinite(bound):
+        if math.isfinite(bound) and self.recipe.privacy.rng == "os":
             figures["epsilon_reader"] = bound
         if self.recipe.privacy.target_epsilon is not None:
             figures["target_epsilon"] = self.recipe.privacy.target_epsilon
@@ -159,6 +159,7 @@ class Plan:
             "sample_rate": self.recipe.privacy.sample_rate,
             "num_rounds": self.num_rounds,
             "expected_cohort": self.divisor,
+            "private_rng": self.recipe.privacy.rng == "os",
             "claim": [_row_json(row) for row in self.rows],
             "further_adversaries": [asdict(other) for other in further_adversaries(self.recipe.privacy.trust)],
             "each_client_alone": [_row_json(row) for row in self.node_rows],

@@ -180,8 +180,9 @@ def _figure(block: dict[str, Any]) -> str:
         return "no pairs"
     low_high = block["interval"]
     between = f", 95 % interval {100 * low_high[0]:.1f} to {100 * low_high[1]:.1f}" if low_high else ""
+    people = "unknown" if block["users"] is None else f"{block['users']:,}"
     return (
-        f"reward accuracy {100 * block['reward_accuracy']:.1f} % on {block['pairs']:,} pairs of {block['users']:,} users"
+        f"reward accuracy {100 * block['reward_accuracy']:.1f} % on {block['pairs']:,} pairs of {people} users"
         f"{between}; longer-is-better {100 * block['longer_is_better']:.1f} %{_worst(block)}"
     )
 

@@ -31,6 +31,7 @@ def test_every_key_says_what_it_means() -> None:
     assert [key for key in silent if not key.startswith("privacy.")] == []  # that block is being rewritten
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("verb", sorted(set(re.findall(r"`fedpref (\w+)", README))))
 def test_every_verb_in_the_readme_exists(verb: str) -> None:
     done = subprocess.run(

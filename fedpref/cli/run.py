@@ -78,7 +78,7 @@ def evaluation_line(name: str, block: dict[str, object]) -> str:
     return (
         f"{name:<14} reward accuracy {_percent(block['reward_accuracy'])}{between}"
         f"   longer-is-better {_percent(block['longer_is_better'])}"
-        f"   {block['pairs']} pairs, {block['users']} users"
+        f"   {block['pairs']} pairs, {_people(block['users'])}"
     )
 
 
@@ -93,3 +93,7 @@ def worst_topic(block: dict[str, Any]) -> str:
 
 def _percent(value: object) -> str:
     return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+def _people(users: object) -> str:
+    return "people unknown: the interval is over pairs" if users is None else f"{users} users"

@@ -110,6 +110,7 @@ def test_a_file_called_manifest_in_a_subfolder_is_seen(finished: FinishedRun, tm
     assert not verify(run).ok
 
 
+@pytest.mark.slow  # seconds
 def test_a_node_that_booked_other_noise_is_found(tmp_path: Path) -> None:
     for name, z in (("a", 1.5), ("b", 0.4)):
         (tmp_path / name).mkdir()

@@ -86,9 +86,18 @@ def test_an_empty_or_missing_folder_is_begun_with_and_without_resume(tmp_path: P
     begin(make_recipe(tmp_path, output_dir=str(tmp_path / "empty")))
 
 
+def test_a_start_that_failed_before_any_book_may_be_begun_anew(tmp_path: Path) -> None:
+    """A wrong topic or a missing file is mended in the recipe; nothing was spent, so nothing is to be resumed."""
+    begin(make_recipe(tmp_path))
+    mended = make_recipe(tmp_path, federation__num_rounds=3)
+    begin(mended)
+    assert RunFolder(Path(mended.output_dir)).recipe() == mended
+
+
 def test_a_half_finished_folder_wants_resume(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     begin(recipe)
+    RunFolder(Path(recipe.output_dir)).ledger.touch()
     assert "--resume" in refused(recipe, "half-finished").fix
     begin(recipe, resume=True)
 

@@ -282,6 +282,7 @@ def released(run: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_whole_run_killed_at_any_file_it_writes_can_be_resumed(
     tmp_path: Path, tiny_model: Path, whole_run: tuple[dict[str, bytes], list[str]], thorough: bool

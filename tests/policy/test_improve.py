@@ -98,6 +98,7 @@ def test_equal_rewards_change_nothing(tiny_model: Path) -> None:
     assert {f["frac_reward_zero_std"] for f in figures} == {1.0}
 
 
+@pytest.mark.slow  # seconds
 def test_the_kl_penalty_holds_the_policy_near_its_base(tiny_model: Path) -> None:
     drift = {}
     for beta in (0.0, 5.0):

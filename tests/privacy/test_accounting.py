@@ -98,6 +98,7 @@ def subsampled_delta(z: float, q: float, eps: float) -> float:
     return max(divergence(True), divergence(False))
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(("z", "q"), [(1.0, 0.1), (2.0, 0.5), (0.8, 0.9)])
 def test_one_sampled_round_has_the_epsilon_of_its_hockey_stick_divergence(z: float, q: float) -> None:
     ours = of(z, q, 1, 1e-4)

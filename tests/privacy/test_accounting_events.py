@@ -25,6 +25,8 @@ from privacy.mechanism import LOG_RATIO, SMOOTHING, TOTAL_VARIATION
 from tests.privacy.books import REPEATABLE
 from tests.privacy.oracles import discrete, discrete_gaussian_pmf
 
+pytestmark = pytest.mark.slow  # the accountants at many settings: a minute
+
 DELTA = 1e-5
 SLACK = (LOG_RATIO, TOTAL_VARIATION)
 
@@ -178,7 +180,7 @@ def hockey_stick(p: np.ndarray, q: np.ndarray, eps: float) -> float:
 
 
 @pytest.mark.parametrize("shift", [(5,), (3, 4), (1, 2, 2), (-4, 3)], ids=str)
-@pytest.mark.parametrize("rate", [1.0, pytest.param(0.3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rate", [1.0, 0.3])
 def test_integer_noise_is_as_private_as_the_gaussian_that_is_booked(shift: tuple[int, ...], rate: float) -> None:
     """Exact sums over the grid: delta(eps) of N_Z with variance (z c)^2 + 9 against that of the Gaussian of multiplier z.
 

@@ -13,6 +13,7 @@ from privacy.errors import CalibrationError
 TARGETS = [(1.0, 1e-5, 0.2, 20), (0.5, 1e-6, 1.0, 10), (0.5, 1e-5, 0.05, 50), (0.05, 1e-5, 1.0, 1)]
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_the_noise_fits_the_target_and_a_thousandth_less_does_not(target: tuple[float, float, float, int]) -> None:
     epsilon, delta, rate, rounds = target

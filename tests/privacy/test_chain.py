@@ -64,6 +64,7 @@ def test_the_format_is_the_one_that_the_docstring_describes(data: bytes) -> None
     assert parse_chain(data, "x").head == prev
 
 
+@pytest.mark.slow  # seconds
 def test_every_change_of_a_single_byte_is_found(data: bytes) -> None:
     rng = np.random.default_rng(31)
     starts = [0, *(i + 1 for i, byte in enumerate(data[:-1]) if byte == ord("\n"))]

@@ -35,6 +35,7 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max()
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("kind", [*LINEAR, *OTHERS])

@@ -83,6 +83,7 @@ def test_an_edited_byte_is_found_at_every_position(lines: list[bytes]) -> None:
                 chain._parse_line.__wrapped__(first, i + 1, "x")  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow  # seconds
 def test_every_deletion_swap_and_replay_is_found(lines: list[bytes]) -> None:
     for i in range(LINES - 1):
         assert found([*lines[:i], *lines[i + 1 :]]), f"line {i + 1} deleted"
@@ -108,6 +109,7 @@ def test_every_cut_is_found_against_an_anchor_and_only_against_one(lines: list[b
         assert anchor not in {entry.hash for entry in rest.entries}
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("kept", [999, 998, 501, 2])
 def test_verify_names_a_rollback_and_says_what_it_cannot_show(lines: list[bytes], tmp_path: Path, kept: int) -> None:
     path, anchor = tmp_path / "ledger.jsonl", parse_chain(b"".join(lines), "x").head

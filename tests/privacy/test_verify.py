@@ -346,6 +346,7 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str], capsys: pytest.Captu
     capsys.readouterr()
 
 
+@pytest.mark.slow  # seconds
 def test_the_module_runs_as_a_program_in_another_folder(run: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     code = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('privacy', run_name='__main__')"

@@ -50,6 +50,7 @@ def check(outcome: Outcome, expected: set[int]) -> None:
     assert outcome.server.faults == {}
 
 
+@pytest.mark.slow  # seconds
 @given(settings_of_a_round())
 @QUICK
 def test_the_sum_is_exact_for_every_set_of_silent_clients(case: tuple[dict[str, Any], dict[str, set[int]]]) -> None:
@@ -122,6 +123,7 @@ def test_a_run_takes_two_or_three_trips_a_round_and_two_more(mode: Consistency, 
     assert s.aborted == []
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("trip", [("S1", 0), ("S2", 0), ("A", 0), ("B", 0), ("A", 1), ("B", 1)])
 def test_a_run_goes_on_after_a_round_that_aborts(mode: Consistency, trip: tuple[str, int]) -> None:
