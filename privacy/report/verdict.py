@@ -14,6 +14,7 @@ class Verdict:
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     epsilons: dict[str, float | None] = field(default_factory=dict)
+    trusted: set[str] = field(default_factory=set)
     promise: str = ""
     """Delta and unit of the epsilons."""
     notes: list[str] = field(default_factory=list)
@@ -23,8 +24,10 @@ class Verdict:
         """True if no check failed."""
         return not self.failed
 
-    def book(self, adversary: str, epsilon: float, delta: float, unit: str) -> None:
-        """An epsilon that a ledger holds; of several ledgers the largest counts, and none is infinite."""
+    def book(self, adversary: str, epsilon: float, delta: float, unit: str, *, trusted: bool = False) -> None:
+        """An epsilon that a ledger holds; of several ledgers the largest counts. A trusted party has none."""
+        if trusted:
+            self.trusted.add(adversary)
         known = self.epsilons.get(adversary, 0.0)
         finite = known is not None and math.isfinite(epsilon)
         self.epsilons[adversary] = max(known, epsilon) if finite and known is not None else None
@@ -48,7 +51,13 @@ class Verdict:
         for name, value in self.epsilons.items():
             lines.append(
                 f"      against {name}: "
-                + ("no finite epsilon" if value is None else f"epsilon {rounded_up(value)} {self.promise}")
+                + (
+                    "none: trusted"
+                    if name in self.trusted
+                    else "no finite epsilon"
+                    if value is None
+                    else f"epsilon {rounded_up(value)} {self.promise}"
+                )
             )
         lines.append("verified" if self.ok else "NOT VERIFIED")
         return "\n".join(lines) + "\n"

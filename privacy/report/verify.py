@@ -248,8 +248,8 @@ def _epsilons(view: LedgerView, verdict: Verdict) -> None:
         except CodedError as error:
             verdict.failed.append(f"epsilon against {adversary.value}: {error.what}")
             continue
-        verdict.book(adversary.value, value, view.header.target_delta, view.header.unit.value)
         trusted = any(isinstance(event, TrustedEvent) for event in nominal)
+        verdict.book(adversary.value, value, view.header.target_delta, view.header.unit.value, trusted=trusted)
         if target is not None and not trusted and booked > target:
             verdict.failed.append(f"epsilon against {adversary.value} is {booked:.4f}, above the budget {target:g}")
 
