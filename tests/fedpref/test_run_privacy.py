@@ -280,7 +280,7 @@ def test_clean_removes_private_data_at_rest_and_keeps_books_and_release(tmp_path
     kept = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node}
     spoken = speak("clean", str(run))
     assert spoken.code == 0
-    assert [p.name for p in node.iterdir()] == ["ledger.head.json", "ledger.jsonl", "ledger.key"]
+    assert sorted(p.name for p in node.iterdir()) == ["ledger.head.json", "ledger.jsonl", "ledger.key"]
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.parent != node} == kept
     assert verify(run).ok
     assert build_report(run).summary
