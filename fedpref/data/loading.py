@@ -205,7 +205,8 @@ def _read(
     tables = list(reading.tables())
     rows.update(reading.members)
     numbers = np.concatenate([table.column("row").to_numpy() for table in tables])
-    data, problems = check_records(as_dataset(tables), numbers)
+    randomized = recipe.privacy.labels == "randomized_response"
+    data, problems = check_records(as_dataset(tables), numbers, whichever_won=randomized)
     for problem in (*problems_of(reading.problems), *problems):
         warn(f"{reading.name}: {problem.describe()}")
     return data

@@ -89,10 +89,15 @@ def problems_of(found: Mapping[str, Sequence[int]]) -> list[RecordProblem]:
     return [RecordProblem(code, _PROBLEMS[code], tuple(rows)) for code, rows in sorted(found.items()) if rows]
 
 
-def check_records(dataset: Dataset, numbers: Index | None = None) -> tuple[Preferences, list[RecordProblem]]:
+def check_records(
+    dataset: Dataset, numbers: Index | None = None, *, whichever_won: bool = False
+) -> tuple[Preferences, list[RecordProblem]]:
     """Leave out what carries no preference, judged within each user alone (no user's records affect another's).
 
-    ``numbers``: the file's row number of each record, where that is not its place.
+    Args:
+        numbers: the file's row number of each record, where that is not its place.
+        whichever_won: keep a person's first vote on a pair, whatever the later ones say. Under randomised labels the number
+            of records may not depend on any true label (guarantees.md rule 12).
 
     Returns:
         the preferences that remain, in order, and the problems found (row numbers count from 1).
@@ -106,7 +111,7 @@ def check_records(dataset: Dataset, numbers: Index | None = None) -> tuple[Prefe
             problems["FP211"].append(i)
         elif chosen == rejected:
             problems["FP212"].append(i)
-        elif (user, chosen, rejected) in votes:
+        elif (user, chosen, rejected) in votes or (whichever_won and (user, rejected, chosen) in votes):
             problems["FP213"].append(i)
         else:
             votes[user, chosen, rejected] = i

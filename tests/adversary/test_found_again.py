@@ -71,6 +71,23 @@ def test_a_copy_of_a_private_file_is_not_a_second_one(tmp_path: Path) -> None:
         load_federated(recipe, lambda _: None)
 
 
+def test_under_randomised_labels_no_label_decides_how_many_records_there_are(tmp_path: Path) -> None:
+    """A pair given twice kept one record, given both ways none: the count told the true labels."""
+    once = votes()
+    counts = set()
+    for flip in (False, True):
+        again = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if flip else dict(row) for row in once]
+        folder = tmp_path / str(flip)
+        folder.mkdir()
+        data = write_dataset(folder, once + again)
+        labels = {"labels": "randomized_response", "label_epsilon": 1.0}
+        privacy = {"noise_multiplier": 1.5, "sample_rate": 0.3, "max_grad_norm": 0.5, **labels}
+        recipe = make_recipe(folder, datasets=[str(data)], privacy=privacy)
+        counts.add(sum(len(part) for part in load_federated(recipe, lambda _: None).clients.values()))
+    assert len(counts) == 1
+    assert counts.pop() > 0
+
+
 def test_private_feedback_is_not_public_text(tmp_path: Path) -> None:
     import hashlib
 
