@@ -25,6 +25,16 @@ from reward.features import FeatureConfig
 from reward.head import PublicProjection
 from reward.scorer import reward_model_files
 
+RUN_FILES = (  # what else a reader may be shown of a run
+    "recipe.yaml",
+    "plan.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "policy_metrics.jsonl",
+    "policy_evaluation.json",
+    "samples.json",
+)
+
 
 def write_reward_model(
     folder: Path, features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
@@ -160,6 +170,9 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
         "plan_digest": plan.digest,
         "data": spec_digests(plan.recipe, *data_names(plan.recipe)),
         "files": {str(p.relative_to(release)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "run_files": {
+            name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in RUN_FILES if (run / name).exists()
+        },
         "ledger_heads": {str(p.relative_to(run)): read_chain(p).head for p in books},
         "signed_heads": {name: head.to_json() for name, head in signed.items()},
         "public_key": key.public,

@@ -11,7 +11,7 @@ from fedpref.errors import RunFolderError
 
 
 def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Remove private data at rest: feature caches and kept messages. Ledgers and the release stay."""
+    """Remove private data at rest: feature caches, kept messages and labels. Ledgers and the release stay."""
     from fedpref.folder import RunFolder
 
     folder = RunFolder(run)
@@ -21,7 +21,9 @@ def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
             "Its kept messages are what a resumed round sends again.",
             f"Finish it first: fedpref run {folder.recipe_file} --resume",
         )
-    private = [name for kept in ("features.safetensors", "sealed.bin") for name in (kept, f".{kept}.part")]
+    private = [
+        name for kept in ("features.safetensors", "sealed.bin", "labels.bin") for name in (kept, f".{kept}.part")
+    ]
     removed = [p for name in private for p in folder.node.parent.glob(f"*/{name}")]
     for path in removed:
         path.unlink()

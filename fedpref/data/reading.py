@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ class Reading:
         user, self.num_rows = row.get("user_id"), self.num_rows + 1
         if is_nobody(user):
             self._nobody.append(number)
-        name = f"#{number}" if is_nobody(user) else text_of(user)
+        name = f"#{number}" if is_nobody(user) else person_of(user)
         topic, client = text_of(row.get("topic")), text_of(row.get("client"))
         self.members[name, client, topic] += 1
         owner = {"user_id": name, "topic": topic, "client": client, "row": number}
@@ -148,6 +149,11 @@ def text_of(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def person_of(value: Any) -> str:
+    """A user as text: blanks around it and the Unicode form (NFC) do not make another person."""
+    return unicodedata.normalize("NFC", text_of(value)).strip()
 
 
 def is_nobody(value: Any) -> bool:

@@ -76,6 +76,7 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
         if project:
             _check_anchor(path.name, project.hashes[-1], anchors.get(path.name), verdict)
     _check_released_files(run / "release", manifest, verdict)
+    _check_run_files(run, manifest, verdict)
     if all(views.values()):
         _check_agreement([view for view in views.values() if view], finished=manifest is not None, verdict=verdict)
     if verdict.ok:
@@ -152,6 +153,20 @@ def _check_released_files(release: Path, manifest: dict[str, Any] | None, verdic
         verdict.failed.append(f"release/{changed[0]}: is not the file that was released")
     else:
         verdict.passed.append(f"release/: {len(present)} files as released")
+
+
+def _check_run_files(run: Path, manifest: dict[str, Any] | None, verdict: Verdict) -> None:
+    """Recipe, plan, metrics and evaluations are those of the release; manifests of earlier versions do not name them."""
+    named = (manifest or {}).get("run_files", {})
+    if not isinstance(named, dict) or not all(isinstance(v, str) and "/" not in k for k, v in named.items()):
+        verdict.failed.append("manifest.json: its run_files are not a table of digests")
+        return
+    for name, digest in named.items():
+        path = run / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            verdict.failed.append(f"{name}: is not the file that the run was closed with")
+    if named and verdict.ok:
+        verdict.passed.append(f"{len(named)} files of the run as it was closed")
 
 
 def _unfinished(path: Path) -> bool:

@@ -150,3 +150,26 @@ def test_eval_refuses_once_the_runs_data_file_was_rotated(finished: FinishedRun,
     (run / "nodes/local/data.json").write_text('{"votes": ["0"]}')
     with pytest.raises(RunFolderError, match="whom this run was trained on"):
         fedpref.Run(run).evaluate(finished.recipe.datasets[0])
+
+
+def test_blanks_and_unicode_forms_do_not_make_another_person(tmp_path: Path) -> None:
+    rows = [
+        {**row, "user_id": name} for row, name in zip(votes()[:4], ("Zoë", "Zoe\u0308", " Zoë", "Zoë "), strict=True)
+    ]
+    recipe = make_recipe(
+        tmp_path,
+        datasets=[str(write_dataset(tmp_path, rows))],
+        evaluation__unseen_topics=[],
+        evaluation__user_fraction=0.0,
+    )
+    assert load_federated(recipe, lambda _: None).roster.users == ("Zoë",)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "plan.json", "metrics.jsonl", "evaluation.json"])
+def test_an_edit_of_what_a_reader_is_shown_is_found(finished: FinishedRun, tmp_path: Path, name: str) -> None:  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run)
+    assert verify(run).ok
+    (run / name).write_bytes((run / name).read_bytes() + b" ")
+    verdict = verify(run)
+    assert any(name in line for line in verdict.failed)
