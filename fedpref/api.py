@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +116,12 @@ def run(
     )
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         weight = train_reward_head(given, folder, [*trackers, show], show.say)
-    evaluation = _evaluate_split(data.split, recipe, store, projection, weight)
+    evaluation = _evaluate_split(
+        data.split,
+        recipe,
+        lambda texts: projection(store(texts, lambda d, n: show.progress("features of evaluation users' texts", d, n))),
+        weight,
+    )
     model = RewardModel(extractor, projection, weight.astype(np.float32))
     _release(folder, the_plan, model, evaluation)
     run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
@@ -135,14 +140,12 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     return PublicProjection.fit(features, recipe.reward.projection_dim)
 
 
-def _evaluate_split(
-    split: Split, recipe: Recipe, store: FeatureStore, projection: PublicProjection, weight: Any
-) -> dict[str, Any]:
+def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any], weight: Any) -> dict[str, Any]:
     from fedpref.evaluation import evaluate
     from reward.scorer import head_scores
 
     def scores(texts: Any) -> Any:
-        return head_scores(projection(store(texts)), weight)
+        return head_scores(features(texts), weight)
 
     samples = recipe.evaluation.bootstrap_samples
     return {
