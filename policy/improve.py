@@ -5,9 +5,9 @@
         reward them; advantage = reward against its own group
         one AdamW step on the adapter
 
-TRL's GRPOTrainer does the same on a GPU (``policy.trainer``). On a CPU this loop takes 0.6 of its time and half of its
-memory at the size of the quickstart, because a group's prompt is computed once and the head only sees completions
-(docs/adr/0006).
+TRL's GRPOTrainer does the same on a GPU (``policy.trainer``). On a CPU this loop takes 0.7 of its time and of its memory at
+the size of the quickstart, because a group's prompt is computed once and the head only sees completions, and a killed
+loop goes on exactly (docs/adr/0006).
 """
 
 from __future__ import annotations
