@@ -101,8 +101,12 @@ def _atoms(events: Composition) -> Counter[_Atom]:
         elif isinstance(event, FixedOrderEvent):
             blocks = orders.setdefault(f"{event.blocks}:{event.order}", {})
             blocks.setdefault(event.block, Counter())[_plain(event)] += count
-        else:  # pragma: no cover - the vocabulary is closed
-            raise TypeError(event)
+        else:
+            raise UnsupportedEventError(
+                f"No epsilon for the event {type(event).__name__}.",
+                "The accountant does not know how it composes with others.",
+                "Use the version that wrote the ledger, or a newer one.",
+            )
     for blocks in orders.values():
         worst: Counter[_Atom] = Counter()
         for block in blocks.values():

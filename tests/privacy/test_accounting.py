@@ -234,3 +234,11 @@ def test_the_accountants_log_level_is_given_back() -> None:
         assert logger.level == logging.INFO
     finally:
         logger.setLevel(before)
+
+
+def test_an_event_that_the_accountant_does_not_know_has_no_epsilon() -> None:
+    class Unknown:
+        """Not of the vocabulary."""
+
+    with pytest.raises(UnsupportedEventError, match="Unknown"):
+        epsilon(Counter({Unknown(): 1}), 1e-5)  # type: ignore[dict-item]
