@@ -59,9 +59,8 @@ def _restore(federation: Federation) -> int:
     """Bring the server to where the last checkpoint stands; returns the rounds done."""
     interrupted = federation.ledger.open_reservation
     if interrupted is not None and federation.checkpoints.is_prepared(interrupted.round):
-        federation.ledger.commit(
-            interrupted
-        )  # its noise is drawn: another draw of the same sum would be a second release
+        # Its noise is drawn: another draw for the same sum, under the same booking, would be a second release.
+        federation.ledger.commit(interrupted)
     federation.checkpoints.publish(federation.ledger.committed_round)  # a kill between commit and publication
     done, state = federation.checkpoints.last()
     federation.ledger.check_rounds(done)
