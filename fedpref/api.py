@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
+from fedpref.terminal import make_display
 from fedpref.tracking import open_trackers
 from privacy.report import Report, build_report, render_text
 
@@ -47,8 +49,11 @@ class LoadedRecipe:
         display: Display | None = None,
         reward_funcs: Mapping[str, RewardFunc] | None = None,
     ) -> Run:
-        """Run it; see ``run``."""
-        return run(self.recipe, resume=resume, display=display, reward_funcs=reward_funcs)
+        """Run it; see ``run``. Without a ``display`` progress goes to stderr; ``fedpref.Display()`` says nothing."""
+        if display is not None:
+            return run(self.recipe, resume=resume, display=display, reward_funcs=reward_funcs)
+        with closing(make_display()) as shown:
+            return run(self.recipe, resume=resume, display=shown, reward_funcs=reward_funcs)
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> LoadedRecipe:

@@ -234,6 +234,8 @@ def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
         others,
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         *_noise_assumptions(view),
+        "Settings (clipping norm, rounds, learning rate, layer) are taken as public. Whatever was learned from private data "
+        "to choose them is in no total; those of the shipped recipes were looked at by cross-validation on the embedded votes.",
         "The time at which a message arrives is out of scope.",
     ]
     evaluated = header.facts.get("num_evaluation_users")
