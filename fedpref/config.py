@@ -156,12 +156,19 @@ _OF_OPTIM: dict[str, dict[str, float]] = {
 class RewardConfig(Block):
     """The Bradley-Terry head on frozen features, and how the server trains it."""
 
+    trainable: Literal["head", "mlp_head"] = "head"
+    """`head`: linear; `mlp_head`: one hidden layer of tanh under it, which starts from values that `seed` fixes."""
+    mlp_hidden_dim: Annotated[int, Field(ge=1)] | None = None
+    """Of `mlp_head` alone, the width of its hidden layer; 16 if not given."""
     layer: Annotated[int, Field(ge=1)] = 20
-    """Hidden states after this many transformer blocks."""
+    """Hidden states after this many transformer blocks; with `layers`, the last of them."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    """Instead of `layer`: features of these layers, from one pass, mixed by weights that are trained with the head."""
     pooling: Literal["mean"] = "mean"
     """Mean over all tokens of the rendered conversation."""
     projection_dim: Annotated[int, Field(ge=1)] = 64
-    """Principal components of the public features; the head trains this many numbers."""
+    """Principal components of the public features; a linear head trains this many numbers. The model's hidden size: no
+    projection."""
     public_data: str
     """Name or YAML of a public data set (prompt, completion): standardisation and projection come from it alone."""
     optim: Literal["sgd", "adam", "adagrad"] = "sgd"
@@ -180,12 +187,23 @@ class RewardConfig(Block):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
-        """The chosen optimiser's settings where none are given, so that a resolved recipe shows what is used."""
+        """The chosen optimiser's and head's settings where none are given, so that a resolved recipe shows what is used."""
         optim = given.get("optim", "sgd") if isinstance(given, dict) else None
         if not isinstance(optim, str):
             return given
+        given = _with_head(given)
         own = _OF_OPTIM.get(optim, {})
         return {**given, **{key: value for key, value in own.items() if given.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> RewardConfig:
+        if self.mlp_hidden_dim is not None and self.trainable == "head":
+            raise ValueError("reward.mlp_hidden_dim does nothing under trainable: head; it is for mlp_head")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("reward.layers names each layer once, the lowest first, as [12, 16, 20]")
+        if self.layers is not None and self.layer != self.layers[-1]:
+            raise ValueError("give reward.layer or reward.layers, not both")
+        return self
 
     @model_validator(mode="after")
     def _own_settings(self) -> RewardConfig:
@@ -196,6 +214,16 @@ class RewardConfig(Block):
                 f"reward.{foreign[0]} does nothing under optim: {self.optim}; leave it out, or set it to null"
             )
         return self
+
+
+def _with_head(given: dict[str, Any]) -> dict[str, Any]:
+    """The head's settings where none are given; what is not well-formed is the schema's to refuse."""
+    filled: dict[str, Any] = {}
+    if given.get("trainable") == "mlp_head" and given.get("mlp_hidden_dim") is None:
+        filled["mlp_hidden_dim"] = 16
+    if isinstance(layers := given.get("layers"), (list, tuple)) and layers and given.get("layer") is None:
+        filled["layer"] = layers[-1]
+    return {**given, **filled}
 
 
 class PolicyConfig(Block):
@@ -311,6 +339,11 @@ class Recipe(Block):
             raise ValueError(
                 "privacy.unit: client is not available for the reward head: it needs whole updates (DP-FedAvg), and the head's "
                 "round is one gradient per person; use user or example"
+            )
+        if self.policy is not None and self.evaluation.judge_layer in (self.reward.layers or ()):
+            raise ValueError(
+                f"evaluation.judge_layer: {self.evaluation.judge_layer} is one of reward.layers, and no "
+                "held-out judge; name another layer"
             )
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")

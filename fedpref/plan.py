@@ -14,6 +14,7 @@ from typing import Any
 
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
+from fedpref.manifest import reward_manifest
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
@@ -74,7 +75,7 @@ class Plan:
     @property
     def bytes_per_client(self) -> int:
         """Up and down, all rounds: one sealed message up, the parameters down."""
-        d = self.recipe.reward.projection_dim
+        d = reward_manifest(self.recipe.reward).dimension
         return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
 
     @property

@@ -16,7 +16,7 @@ from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
-from fedpref.manifest import reward_head_manifest
+from fedpref.manifest import reward_layout, reward_manifest
 from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
@@ -45,10 +45,11 @@ class TrainingInput:
 def train_reward_head(
     given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
 ) -> Vector:
-    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
+    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
-    manifest = reward_head_manifest(recipe.reward.projection_dim)
+    manifest = reward_manifest(recipe.reward)
+    initial = reward_layout(recipe.reward).initial(recipe.seed)
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
     headers = {
@@ -90,7 +91,7 @@ def train_reward_head(
             manifest=manifest,
             num_clients=len(given.data.clients),
             mechanism=mechanism,
-            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
+            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds, initial),
             divisor=plan.divisor,
             largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,

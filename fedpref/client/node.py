@@ -63,7 +63,7 @@ class Node:
         self._ledger, self._journal, self._rng = ledger, journal, rng
         self._clipping, self._objective = clipping, objective
         self._offer, self._guards = offer, dict(guards or {})
-        self._head = RewardHead(manifest.dimension)
+        self._head = RewardHead.of(manifest.tensors)
         self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
 
     def contribute(self, request: RoundRequest) -> list[bytes | Failure]:

@@ -29,11 +29,11 @@ CHUNK = 256  # texts between two saves of the cache
 
 
 class Extractor(Protocol):
-    """Texts -> features, shape [n, hidden]."""
+    """Texts -> features, shape [n, *shape]."""
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a feature."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one text's features."""
 
     def __call__(self, conversations: Sequence[Conversation], progress: Progress = ...) -> Array:
         """Features in order."""
@@ -57,7 +57,7 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
 
     def __call__(self, conversations: Sequence[Conversation], progress: Progress = lambda done, total: None) -> Array:
-        """Features in the order asked for, shape [n, hidden] fp32."""
+        """Features in the order asked for, shape [n, *shape] fp32."""
         names = [_digest(c) for c in conversations]
         missing = list({n: c for n, c in zip(names, conversations, strict=True) if n not in self._known}.items())
         missing.sort(key=lambda item: item[1])  # answers to one prompt together: the extractor shares the prompt's work
@@ -66,11 +66,7 @@ class FeatureStore:
             rows = self._extractor([c for _, c in chunk], _shifted(progress, start, len(missing)))
             self._known.update({name: row for (name, _), row in zip(chunk, rows, strict=True)})
             self._save()
-        return (
-            np.stack([self._known[n] for n in names])
-            if names
-            else np.zeros((0, self._extractor.hidden_size), np.float32)
-        )
+        return np.stack([self._known[n] for n in names]) if names else np.zeros((0, *self._extractor.shape), np.float32)
 
     def _save(self) -> None:
         if self._path:
@@ -92,8 +88,8 @@ def _digest(conversation: Conversation) -> str:
 class NodeData:
     """The training records of all clients of one node, sorted by unit.
 
-    Shapes: ``chosen`` and ``rejected`` [n, d] fp32, ``weight`` [n], ``start`` [units + 1] (records of unit u are
-    start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.sampling.Units``.
+    Shapes: ``chosen`` and ``rejected`` [n, d] (mixed layers: [n, layers, d]) fp32, ``weight`` [n], ``start`` [units + 1]
+    (records of unit u are start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.sampling.Units``.
     """
 
     chosen: Tensor
@@ -135,7 +131,7 @@ def prepare_node(
 
     Args:
         clients: name -> records, in the order of the clients' numbers; a client without records keeps its number.
-        features: projected features of texts, shape [texts, d].
+        features: projected features of texts, shape [texts, d] or [texts, layers, d].
         unit: ``user`` or ``example``.
         max_pairs_per_user: a user's first pairs in a hash order of their texts; the rest is not used. Looks at that
             user's own records only.
