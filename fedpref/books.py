@@ -1,6 +1,7 @@
 """Everything that a run books in: its two ledgers, the project's books, the clients' own; keys, locks, and closing.
 
-Order of booking in a round: the project's books, the federation's ledger, the clients' own books, the node's ledger;
+Order of booking in a round: the project's books, the federation's ledger, the clients' own books, the node's ledger (under
+trust `local`, where the nodes' books are the claim, the project's come after the clients' own and before the node's);
 each line is on disk before the next is written, and all of them before any data are touched.
 """
 
@@ -13,7 +14,6 @@ from datetime import date
 from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
-from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
@@ -93,33 +93,31 @@ def open_books(
     keys = {name: SigningKey.at(key_path(path)) for name, path in _paths(folder).items()}
     sources = tuple(recipe.datasets)
     try:
-        project, account = None, None
-        if recipe.privacy.ledger is not None:
-            run = ProjectRun(
-                0,
-                keys["federation"].public,
-                "federation",
-                plan.digest,
-                recipe.privacy.unit,
-                recipe.privacy.trust,
-                sources,
+        runs = {
+            name: ProjectRun(
+                0, key.public, headers[name].scope, plan.digest, recipe.privacy.unit, recipe.privacy.trust, sources
             )
+            for name, key in keys.items()
+        }
+        project, accounts = None, dict[str, Account]()
+        if recipe.privacy.ledger is not None:
             project = _open_project(Path(recipe.privacy.ledger))
             opened.append(project)
-            account = _join(project, plan, run, events)
-        federation = Ledger(folder.ledger, headers["federation"], signer=keys["federation"], project=account)
-        opened.append(federation)
-        node = Ledger(folder.node_ledger, headers["node"], signer=keys["node"])
-        opened.append(node)
-        scope = headers["node"].scope
+            # The book that is the claim joins: under `local` a node's, which alone has a round that the node repeats.
+            claim = "node" if recipe.privacy.trust is Trust.LOCAL else "federation"
+            accounts[claim] = _join(project, plan, runs[claim], events)
+        books = {}
+        for name, path in _paths(folder).items():
+            books[name] = Ledger(path, headers[name], signer=keys[name], project=accounts.get(name))
+            opened.append(books[name])
         return Books(
-            federation,
-            node,
+            books["federation"],
+            books["node"],
             _offer(plan, len(clients)),
             _guards(recipe.federation.terms, clients),
             project,
             folder.project if project else None,
-            ProjectRun(0, keys["node"].public, scope, plan.digest, recipe.privacy.unit, recipe.privacy.trust, sources),
+            runs["node"],
         )
     except BaseException:
         for book in reversed(opened):
@@ -137,12 +135,6 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
         TermsRefusal: the terms of all clients of this machine refuse the run.
     """
     recipe, p = plan.recipe, plan.recipe.privacy
-    if p.ledger is not None and p.trust is Trust.LOCAL:
-        raise UnsupportedPlanError(
-            "privacy.ledger does not go with trust `local` yet.",
-            "There the nodes' own books are the claim, and a round that one of them repeats would be missing here.",
-            "Leave out privacy.ledger, or use trust `central`.",
-        )
     if p.ledger is not None:
         path = Path(p.ledger)
         view = read_project(path) if path.exists() else None

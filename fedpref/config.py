@@ -72,7 +72,7 @@ class FederationConfig(Block):
     sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""
     terms: str | None = None
     """The clients' own terms: a `client.yaml` for all clients of this machine, or a folder with one `CLIENT.yaml` each;
-    see `docs/terms.md`."""
+    a relative path is meant from the folder of the recipe. See `docs/terms.md`."""
 
 
 class PrivacyConfig(Block):
@@ -111,7 +111,8 @@ class PrivacyConfig(Block):
     rng: Literal["os", "seeded"] = "os"
     """`seeded` repeats a run exactly and protects nobody; ledger and report then say NOT PRIVATE."""
     ledger: str | None = None
-    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap."""
+    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap. A
+    relative path is meant from the folder of the recipe, wherever the command is given."""
     project_cap: Positive | None = None
     """Epsilon that all runs of `ledger` on this unit together may spend, at `target_delta`; fixed by the first of them."""
 

@@ -129,7 +129,7 @@ def test_a_coin_of_tails_sends_zeros_of_the_same_size(tmp_path: Path) -> None:
 
 
 LOCAL = {"max_steps": STEPS, "learning_rate": RATE}
-NOISE = {"privacy__noise_multiplier": 8.0}  # cheap for the accountants
+NOISE: dict[str, Any] = {"privacy__noise_multiplier": 8.0}  # cheap for the accountants
 FED_AVG: dict[str, Any] = {"privacy__unit": "client", "reward__local": LOCAL, "federation__num_units": 3, **NOISE}
 DP_SGD: dict[str, Any] = {"privacy__trust": "local", "reward__local": LOCAL, **NOISE}
 
