@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
+from fedpref.client.remembered import RememberedBook
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
@@ -114,7 +115,7 @@ def open_books(
             books["federation"],
             books["node"],
             _offer(plan, len(clients)),
-            _guards(recipe.federation.terms, clients),
+            _guards(recipe.federation.terms, clients, folder.node / "books"),
             project,
             folder.project if project else None,
             runs["node"],
@@ -171,11 +172,16 @@ def _join(project: ProjectBook, plan: Plan, run: ProjectRun, events: Events) -> 
     return project.join(run, private_rng=p.rng == "os")
 
 
-def _guards(terms: str | None, clients: list[str]) -> dict[int, Guard]:
+def _guards(terms: str | None, clients: list[str], memory: Path) -> dict[int, Guard]:
+    """Clients that share a file share a guard; a run's memory of its books is named by the first of them."""
     if terms is None:
         return {}
     configs = client_configs(Path(terms), clients)
-    shared = {id(config): Guard(config) for config in configs.values()}
+    first = {id(config): number for number, config in sorted(configs.items(), reverse=True)}
+    shared = {
+        id(config): Guard(config, remembered=RememberedBook(memory / f"{first[id(config)]}.json"))
+        for config in configs.values()
+    }
     return {number: shared[id(config)] for number, config in configs.items()}
 
 

@@ -135,6 +135,21 @@ class ProjectBook:
         """The file."""
         return self._path
 
+    @property
+    def num_entries(self) -> int:
+        """Lines so far."""
+        return self._writer.num_entries
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line."""
+        return self._writer.head
+
+    def holds(self, lines: int, head: str) -> bool:
+        """True if line number ``lines``, counted from 1, had this hash when the book was opened."""
+        entries = self._writer.chain.entries
+        return 0 < lines <= len(entries) and entries[lines - 1].hash == head
+
     def cap_of(self, unit: PrivacyUnit) -> Cap | None:
         """The cap that was fixed for a unit."""
         return self._caps.get(unit)

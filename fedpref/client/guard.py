@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedpref.channel.base import Failure
+from fedpref.client.remembered import RememberedBook
 from privacy.accounting import Composition
 from privacy.entries import Events
 from privacy.errors import CodedError, ParameterError, TermsRefusal
@@ -74,8 +75,11 @@ def _unreadable(path: Path, why: str) -> ParameterError:
 class Guard:
     """Terms and books of one client (or of several that share both) in one run."""
 
-    def __init__(self, config: ClientConfig, today: Callable[[], date] = date.today) -> None:
+    def __init__(
+        self, config: ClientConfig, today: Callable[[], date] = date.today, remembered: RememberedBook | None = None
+    ) -> None:
         self._terms, self._path, self._today = config.terms, config.ledger, today
+        self._remembered = remembered
         self._book: ProjectBook | None = None
         self._account: Account | None = None
         self._refused: CodedError | None = None
@@ -106,16 +110,34 @@ class Guard:
             self._refused = error
             self.close()
 
+    def _open(self) -> ProjectBook:
+        """The client's own books, if they are as this run left them."""
+        if self._remembered is not None:
+            self._remembered.check_present(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        book = ProjectBook(self._path, SigningKey.at(key_path(self._path)))
+        try:
+            if self._remembered is not None:
+                self._remembered.check(self._path.name, book)
+        except CodedError:
+            book.close()
+            raise
+        return book
+
+    def _remember(self) -> None:
+        if self._remembered is not None and self._book is not None:
+            self._remembered.remember(self._book)
+
     def _join(self, offer: Offer, run: ProjectRun, planned: Mapping[Adversary, Composition]) -> None:
         budget = self._terms.budgets[offer.unit]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._book = ProjectBook(self._path, SigningKey.at(key_path(self._path)))
-        known = self._book.cap_of(offer.unit)
+        self._book = book = self._open()
+        known = book.cap_of(offer.unit)
         stricter = known is not None and known.delta <= budget.delta and _at_most(budget.epsilon, known.epsilon)
         events = {adversary: next(iter(composition)) for adversary, composition in planned.items() if composition}
         if events and not stricter:  # terms may be tightened along the way, never loosened: see ``fix_cap``
-            self._book.fix_cap(offer.unit, budget.epsilon, budget.delta, events)
-        self._account = self._book.join(run, private_rng=True)
+            book.fix_cap(offer.unit, budget.epsilon, budget.delta, events)
+        self._account = book.join(run, private_rng=True)
+        self._remember()
         for adversary, composition in planned.items():
             self._account.expect(adversary, composition)
         bounds = {adversary: self._account.bound(adversary, composition) for adversary, composition in planned.items()}
@@ -161,6 +183,7 @@ class Guard:
         """Book the round in the client's own books, before its data are touched."""
         if self._account is not None:
             self._account.reserve(round_number, events)
+            self._remember()
 
     def close(self) -> None:
         """Close the client's own books."""

@@ -15,13 +15,14 @@ import yaml
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.channel.local import LocalChannel
 from fedpref.client.guard import client_configs, read_client_config
+from fedpref.client.remembered import RememberedBook
 from fedpref.config import Recipe
 from fedpref.errors import NoDataError, RecipeError
 from fedpref.folder import RunFolder
 from fedpref.journal import SealedJournal
 from fedpref.recipes import read_recipe
 from fedpref.training import train_reward_head
-from privacy.errors import BudgetError, ParameterError
+from privacy.errors import BudgetError, LedgerError, ParameterError
 from privacy.ledger import Ledger, Reservation, read_ledger
 from privacy.project import read_project
 from privacy.report import build_report, render_text, verify
@@ -326,3 +327,53 @@ def test_a_client_that_refused_when_labels_were_drawn_and_agrees_later_stays_out
     message = sealed_from_bytes(last, Entrusted, 1, ROUNDS, 8)
     assert isinstance(message, Entrusted)
     assert not message.value.any()
+
+
+@pytest.mark.parametrize("loss", ["gone", "cut", "gone with its key and head", "another book"])
+def test_a_clients_own_books_lost_between_kill_and_resume_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    recipe = make_recipe(tmp_path, federation__terms=str(write_terms(tmp_path / "client.yaml")))
+    commit, rounds = Ledger.commit, list[int]()
+
+    def killed(self: Ledger, reservation: Reservation) -> None:
+        rounds.append(reservation.round)
+        if reservation.round == 3 and rounds.count(3) == 1:
+            raise KeyboardInterrupt
+        commit(self, reservation)
+
+    monkeypatch.setattr(Ledger, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    book = tmp_path / "client.books.jsonl"
+    lines = book.read_bytes().splitlines(keepends=True)
+    beside = [path for path in tmp_path.glob("client.books*") if path != book]
+    if loss == "cut":
+        book.write_bytes(b"".join(lines[:-1]))
+    else:
+        book.unlink()
+    for path in beside if loss != "gone" else []:  # or the signed head would tell
+        path.unlink()
+    if loss == "another book":
+        (tmp_path / "other").mkdir()
+        train(make_recipe(tmp_path / "other", federation__terms=recipe.federation.terms))
+    said = list[str]()
+    given, folder = training_input(recipe), RunFolder(Path(recipe.output_dir))
+    folder.begin(recipe, given.plan.digest, resume=True)
+    with pytest.raises(NoDataError):  # all clients share these terms, so nobody takes part
+        train_reward_head(given, folder, [], said.append)
+    assert any(LedgerError.code in line for line in said), said
+    assert book.exists() is (loss in {"cut", "another book"})  # no new books were begun
+    if loss == "cut":
+        book.write_bytes(b"".join(lines))
+        assert np.isfinite(train(recipe, resume=True)).all()
+        assert read_project(book).spent(PrivacyUnit.USER, Adversary.READER) == Counter({discrete(1.5, 1.0): ROUNDS})
+
+
+def test_a_memory_that_cannot_be_read_is_no_reason_to_believe_the_books(tmp_path: Path) -> None:
+    remembered = RememberedBook(tmp_path / "0.json")
+    remembered.check_present(tmp_path / "none yet")
+    for content in ("", "[]", "{}", '{"schema": "fedpref-remembered-1", "lines": "1", "head": ""}'):
+        (tmp_path / "0.json").write_text(content, encoding="utf-8")
+        with pytest.raises(LedgerError):
+            remembered.check_present(tmp_path / "none yet")
