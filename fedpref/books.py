@@ -7,6 +7,7 @@ each line is on disk before the next is written, and all of them before any data
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,9 @@ from fedpref.journal import write_durably
 from fedpref.plan import Plan
 from privacy.accounting import Composition
 from privacy.entries import Events
+from privacy.events import RandomizedResponseEvent
 from privacy.ledger import Ledger, LedgerHeader
-from privacy.project import ProjectRun, new_cap, over_cap, read_project
+from privacy.project import ProjectRun, label_cost, new_cap, over_cap, over_label_cap, read_project
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, head_path, key_path
 from privacy.terms import EMBEDDED, Offer
@@ -37,6 +39,7 @@ class Books:
     offer: Offer
     guards: Mapping[int, Guard]
     project: ProjectBook | None = None
+    account: Account | None = None
     _copy: Path | None = None
     _node_run: ProjectRun | None = field(default=None, repr=False)
 
@@ -53,6 +56,17 @@ class Books:
             if self._refused() == refused:
                 return refused
             refused = self._refused()
+
+    def book_labels(self, event: RandomizedResponseEvent) -> None:
+        """Book the draw of this run's labels, before one is drawn: in the project's books, and in the willing clients' own.
+
+        Raises:
+            BudgetError: the project's label cap is missing or would be passed.
+        """
+        if self.account is not None:
+            self.account.book_labels(event)
+        for guard in {id(guard): guard for guard in self.guards.values()}.values():
+            guard.book_labels(event)
 
     def _refused(self) -> frozenset[int]:
         return frozenset(i for i, guard in self.guards.items() if guard.refused is not None)
@@ -117,6 +131,7 @@ def open_books(
             _offer(plan, len(clients)),
             _guards(recipe.federation.terms, clients, folder.node / "books"),
             project,
+            next(iter(accounts.values()), None),
             folder.project if project else None,
             runs["node"],
         )
@@ -147,6 +162,12 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
             refusal = over_cap(path.name, cap, adversary, spent, composition) if cap else None
             if refusal is not None:
                 raise refusal
+        label_cap = p.project_label_cap if view is None else view.label_caps.get(p.unit, p.project_label_cap)
+        if plan.labels is not None and label_cap is not None:
+            spent_on_labels = view.label_total(p.unit) if view else 0.0
+            refusal = over_label_cap(path.name, p.unit, label_cap, spent_on_labels, label_cost(plan.labels.event))
+            if refusal is not None:
+                raise refusal
     if recipe.federation.terms is not None and not Path(recipe.federation.terms).is_dir():
         terms = read_client_config(Path(recipe.federation.terms)).terms
         simulated = recipe.federation.partition
@@ -169,6 +190,8 @@ def _join(project: ProjectBook, plan: Plan, run: ProjectRun, events: Events) -> 
     p = plan.recipe.privacy
     cap = None if p.project_cap is None else dict.fromkeys(Adversary, p.project_cap)
     project.fix_cap(p.unit, cap, p.target_delta, events)
+    if plan.labels is not None:
+        project.fix_label_cap(p.unit, p.project_label_cap)
     return project.join(run, private_rng=p.rng == "os")
 
 
@@ -195,4 +218,5 @@ def _offer(plan: Plan, num_clients: int) -> Offer:
         num_clients=num_clients,
         recipe=plan.digest,
         server=EMBEDDED,
+        label_epsilon=math.inf if plan.labels is None else label_cost(plan.labels.event),
     )

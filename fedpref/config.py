@@ -115,6 +115,8 @@ class PrivacyConfig(Block):
     relative path is meant from the folder of the recipe, wherever the command is given."""
     project_cap: Positive | None = None
     """Epsilon that all runs of `ledger` on this unit together may spend, at `target_delta`; fixed by the first of them."""
+    project_label_cap: Positive | None = None
+    """The same for randomised labels, whose total stands apart: pure epsilon of one unit over all runs, against everybody."""
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacyConfig:
@@ -122,6 +124,10 @@ class PrivacyConfig(Block):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
         if self.project_cap is not None and self.ledger is None:
             raise ValueError("privacy.project_cap needs privacy.ledger, the books that it caps")
+        if self.project_label_cap is not None and (self.ledger is None or self.labels != "randomized_response"):
+            raise ValueError(
+                "privacy.project_label_cap caps privacy.labels: randomized_response in the books of privacy.ledger"
+            )
         if self.ledger is not None and self.rng == "seeded":
             raise ValueError("privacy.rng: seeded spends an infinite epsilon; take out privacy.ledger")
         return self

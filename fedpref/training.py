@@ -71,6 +71,8 @@ def train_reward_head(
             name: Preferences.concat([]) if i in refused else part
             for i, (name, part) in enumerate(given.data.clients.items())
         }
+        if plan.labels is not None:
+            books.book_labels(plan.labels.event)
         records = _labelled(given, willing, folder, rng)
         journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
         node = Node(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -15,6 +16,7 @@ from fedpref.client.remembered import RememberedBook
 from privacy.accounting import Composition
 from privacy.entries import Events
 from privacy.errors import CodedError, ParameterError, TermsRefusal
+from privacy.events import RandomizedResponseEvent
 from privacy.project import ProjectRun
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, key_path
@@ -141,9 +143,26 @@ class Guard:
         for adversary, composition in planned.items():
             self._account.expect(adversary, composition)
         bounds = {adversary: self._account.bound(adversary, composition) for adversary, composition in planned.items()}
-        refusal = self._terms.check(replace(offer, epsilon=bounds), self._today())
+        labels = self._label_total(offer, book, self._account)
+        refusal = self._terms.check(replace(offer, epsilon=bounds, label_epsilon=labels), self._today())
         if refusal is not None:
             raise refusal
+
+    def _label_total(self, offer: Offer, book: ProjectBook, account: Account) -> float:
+        """What randomised labels would have spent over all runs; their cap is the terms', fixed like a budget."""
+        most = self._terms.max_label_epsilon
+        if most is None or offer.label_epsilon == math.inf:
+            return offer.label_epsilon
+        known = book.label_cap_of(offer.unit)
+        if known is None or most > known:
+            book.fix_label_cap(offer.unit, most)
+        return account.label_total(offer.label_epsilon)
+
+    def book_labels(self, event: RandomizedResponseEvent) -> None:
+        """Book the draw of this run's labels in the client's own books, if its terms cap them; before one is drawn."""
+        if self._account is not None and self._refused is None and self._terms.max_label_epsilon is not None:
+            self._account.book_labels(event)
+            self._remember()
 
     def ask_again(self, offer: Offer) -> None:
         """Ask the terms about a smaller cohort: ``num_clients`` are those that are willing."""
