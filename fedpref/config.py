@@ -75,7 +75,7 @@ class FederationConfig(Block):
     sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""
     terms: str | None = None
     """The clients' own terms: a `client.yaml` for all clients of this machine, or a folder with one `CLIENT.yaml` each;
-    see `docs/terms.md`."""
+    a relative path is meant from the folder of the recipe. See `docs/terms.md`."""
 
 
 class PrivacyConfig(Block):
@@ -114,9 +114,12 @@ class PrivacyConfig(Block):
     rng: Literal["os", "seeded"] = "os"
     """`seeded` repeats a run exactly and protects nobody; ledger and report then say NOT PRIVATE."""
     ledger: str | None = None
-    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap."""
+    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap. A
+    relative path is meant from the folder of the recipe, wherever the command is given."""
     project_cap: Positive | None = None
     """Epsilon that all runs of `ledger` on this unit together may spend, at `target_delta`; fixed by the first of them."""
+    project_label_cap: Positive | None = None
+    """The same for randomised labels, whose total stands apart: pure epsilon of one unit over all runs, against everybody."""
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacyConfig:
@@ -124,6 +127,10 @@ class PrivacyConfig(Block):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
         if self.project_cap is not None and self.ledger is None:
             raise ValueError("privacy.project_cap needs privacy.ledger, the books that it caps")
+        if self.project_label_cap is not None and (self.ledger is None or self.labels != "randomized_response"):
+            raise ValueError(
+                "privacy.project_label_cap caps privacy.labels: randomized_response in the books of privacy.ledger"
+            )
         if self.ledger is not None and self.rng == "seeded":
             raise ValueError("privacy.rng: seeded spends an infinite epsilon; take out privacy.ledger")
         return self
@@ -151,6 +158,16 @@ _OF_OPTIM: dict[str, dict[str, float]] = {
     "adam": {"adam_beta1": 0.9, "adam_beta2": 0.99},
     "adagrad": {},
 }
+
+
+class LocalConfig(Block):
+    """Local steps of a client. Unit `client`: on all its records, the whole update clipped once (DP-FedAvg). Units `user` and
+    `example` under trust `local`: DP-SGD inside the client, every step noised and booked (guarantees.md rule 17)."""
+
+    max_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps of a client in a round; nothing is kept between rounds. Unit `client`: each on the mean loss of all its records."""
+    learning_rate: Positive = 0.5
+    """Of these steps; the server's is reward.learning_rate."""
 
 
 class RewardConfig(Block):
@@ -183,6 +200,8 @@ class RewardConfig(Block):
     """Of `adam` alone; 0.99 if not given (Reddi et al. 2021, arXiv 2003.00295; TRL's own is 0.999)."""
     average_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The released head is the mean of the iterates after this fraction of the rounds (post-processing)."""
+    local: LocalConfig | None = None
+    """Local steps: needed for privacy.unit: client (DP-FedAvg); else for trust: local alone (local DP-SGD)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -335,16 +354,45 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
-        if self.privacy.unit is PrivacyUnit.CLIENT:
+        whole = self.privacy.unit is PrivacyUnit.CLIENT
+        if whole and self.reward.local is None:
             raise ValueError(
-                "privacy.unit: client is not available for the reward head: it needs whole updates (DP-FedAvg), and the head's "
-                "round is one gradient per person; use user or example"
+                "privacy.unit: client needs reward.local: a client's whole update is clipped once (DP-FedAvg)"
             )
+        if self.reward.local is not None and not whole:
+            self._local_dp_sgd()
+        if whole and self.privacy.labels == "randomized_response":
+            raise ValueError(
+                "privacy.labels: randomized_response does not go with unit client: nothing bounds a client's number of labels"
+            )
+        if whole and self.privacy.sampling == "truncated_poisson":
+            raise ValueError(
+                "privacy.sampling: truncated_poisson cuts the units of one client; a client is one unit here"
+            )
+        self._natural()
+        self._judge()
+        return self
+
+    def _local_dp_sgd(self) -> None:
+        if self.privacy.trust is not Trust.LOCAL:
+            raise ValueError(
+                "reward.local needs privacy.unit: client, or trust: local, where every step of a client is noised; people and "
+                "records take one gradient a round otherwise (guarantees.md rule 17)"
+            )
+        if self.privacy.sampling != "poisson" or self.privacy.clipping != "fixed":
+            raise ValueError(
+                "reward.local under trust: local needs privacy.sampling: poisson and privacy.clipping: fixed"
+            )
+        if self.federation.partition.by not in {"hash", "iid", "dirichlet", "shards"}:
+            raise ValueError("reward.local under trust: local needs a partition with a declared num_clients")
+
+    def _judge(self) -> None:
         if self.policy is not None and self.evaluation.judge_layer in (self.reward.layers or ()):
             raise ValueError(
                 f"evaluation.judge_layer: {self.evaluation.judge_layer} is one of reward.layers, and no "
                 "held-out judge; name another layer"
             )
+
+    def _natural(self) -> None:
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")
-        return self

@@ -9,6 +9,7 @@ from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
 from fedpref.client.labels import randomized_labels
+from fedpref.client.local_training import LocalTraining
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.config import Recipe
@@ -24,7 +25,7 @@ from fedpref.tracking import Tracker, Trackers
 from privacy.ledger import Ledger, LedgerHeader
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
-from privacy.units import Trust
+from privacy.units import PrivacyUnit, Trust
 from reward.features import Array
 from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
@@ -71,6 +72,8 @@ def train_reward_head(
             name: Preferences.concat([]) if i in refused else part
             for i, (name, part) in enumerate(given.data.clients.items())
         }
+        if plan.labels is not None:
+            books.book_labels(plan.labels.event)
         records = _labelled(given, willing, folder, rng)
         journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
         node = Node(
@@ -84,6 +87,7 @@ def train_reward_head(
             rng=rng,
             clipping=plan.clipping,
             objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
+            local=_local_training(recipe),
             offer=books.offer,
             guards=books.guards,
         )
@@ -114,6 +118,13 @@ def _labelled(
         return clients
     header = _header(given, f"labels:{NODE}", None)
     return randomized_labels(clients, given.plan.labels, folder.node, header, rng)
+
+
+def _local_training(recipe: Recipe) -> LocalTraining | None:
+    local = recipe.reward.local
+    if local is None or recipe.privacy.unit is not PrivacyUnit.CLIENT:
+        return None
+    return LocalTraining(local.max_steps, local.learning_rate)
 
 
 def _largest_norm(given: TrainingInput) -> float:
