@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
+from fedpref.cohort import cohort_of
 from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
@@ -35,6 +36,7 @@ class Books:
     node: Ledger
     offer: Offer
     guards: Mapping[int, Guard]
+    num_clients: int
     project: ProjectBook | None = None
     _copy: Path | None = None
     _node_run: ProjectRun | None = field(default=None, repr=False)
@@ -46,7 +48,7 @@ class Books:
                 guard.begin(self.offer, self._node_run, planned, private_rng)
         refused = self._refused()
         while True:  # a refusal makes the cohort smaller, which others' least cohort may not allow
-            willing = replace(self.offer, num_clients=self.offer.num_clients - len(refused))
+            willing = replace(self.offer, num_clients=min(self.offer.num_clients, self.num_clients - len(refused)))
             for guard in self.guards.values():
                 guard.ask_again(willing)
             if self._refused() == refused:
@@ -117,6 +119,7 @@ def open_books(
             node,
             _offer(plan, len(clients)),
             _guards(recipe.federation.terms, clients),
+            len(clients),
             project,
             folder.project if project else None,
             ProjectRun(0, keys["node"].public, scope, plan.digest, recipe.privacy.unit, recipe.privacy.trust, sources),
@@ -154,6 +157,12 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
             refusal = over_cap(path.name, cap, adversary, spent, composition) if cap else None
             if refusal is not None:
                 raise refusal
+    if recipe.federation.terms is not None and p.secure_aggregation == "simulated":
+        raise UnsupportedPlanError(
+            "Clients with terms do not take part in a simulated run.",
+            "Their integers would be added openly, so nothing would hold against the server.",
+            "Use privacy.secure_aggregation: full, or leave out federation.terms.",
+        )
     if recipe.federation.terms is not None and not Path(recipe.federation.terms).is_dir():
         terms = read_client_config(Path(recipe.federation.terms)).terms
         simulated = recipe.federation.partition
@@ -194,7 +203,7 @@ def _offer(plan: Plan, num_clients: int) -> Offer:
         trust=p.trust,
         delta=p.target_delta,
         epsilon=dict.fromkeys(Adversary, 0.0),
-        num_clients=num_clients,
+        num_clients=cohort_of(plan.recipe).least if p.trust is Trust.DISTRIBUTED else num_clients,
         recipe=plan.digest,
         server=EMBEDDED,
     )
