@@ -16,6 +16,8 @@ from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
 from fedpref.client.remembered import RememberedBook
+from fedpref.cohort import cohort_of
+from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
@@ -38,6 +40,7 @@ class Books:
     node: Ledger
     offer: Offer
     guards: Mapping[int, Guard]
+    num_clients: int
     project: ProjectBook | None = None
     account: Account | None = None
     _copy: Path | None = None
@@ -50,7 +53,7 @@ class Books:
                 guard.begin(self.offer, self._node_run, planned, private_rng)
         refused = self._refused()
         while True:  # a refusal makes the cohort smaller, which others' least cohort may not allow
-            willing = replace(self.offer, num_clients=self.offer.num_clients - len(refused))
+            willing = replace(self.offer, num_clients=min(self.offer.num_clients, self.num_clients - len(refused)))
             for guard in self.guards.values():
                 guard.ask_again(willing)
             if self._refused() == refused:
@@ -130,6 +133,7 @@ def open_books(
             books["node"],
             _offer(plan, len(clients)),
             _guards(recipe.federation.terms, clients, folder.node / "books"),
+            len(clients),
             project,
             next(iter(accounts.values()), None),
             folder.project if project else None,
@@ -168,6 +172,12 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
             refusal = over_label_cap(path.name, p.unit, label_cap, spent_on_labels, label_cost(plan.labels.event))
             if refusal is not None:
                 raise refusal
+    if recipe.federation.terms is not None and p.secure_aggregation == "simulated":
+        raise UnsupportedPlanError(
+            "Clients with terms do not take part in a simulated run.",
+            "Their integers would be added openly, so nothing would hold against the server.",
+            "Use privacy.secure_aggregation: full, or leave out federation.terms.",
+        )
     if recipe.federation.terms is not None and not Path(recipe.federation.terms).is_dir():
         terms = read_client_config(Path(recipe.federation.terms)).terms
         simulated = recipe.federation.partition
@@ -215,7 +225,7 @@ def _offer(plan: Plan, num_clients: int) -> Offer:
         trust=p.trust,
         delta=p.target_delta,
         epsilon=dict.fromkeys(Adversary, 0.0),
-        num_clients=num_clients,
+        num_clients=cohort_of(plan.recipe).least if p.trust is Trust.DISTRIBUTED else num_clients,
         recipe=plan.digest,
         server=EMBEDDED,
         label_epsilon=math.inf if plan.labels is None else label_cost(plan.labels.event),

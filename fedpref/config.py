@@ -70,6 +70,12 @@ class FederationConfig(Block):
     partition: PartitionConfig = PartitionConfig()
     num_rounds: Annotated[int, Field(ge=1)] = 100
     """How often the server asks all clients and takes a step."""
+    clients_per_round: Annotated[int, Field(ge=2)] | None = None
+    """Only under trust `distributed`: the most clients in a round; default: `partition.num_clients`, all of them. Under
+    sampling `capped` it follows from the sample rate."""
+    min_clients_per_round: Annotated[int, Field(ge=2)] | None = None
+    """Only under trust `distributed`: a round with fewer is aborted before anything is unmasked; default: 90 %, rounded
+    up. The noise is sized for so few."""
     num_units: Annotated[int, Field(ge=1)]
     """A public constant, about the number of privacy units that take part (people, or records if privacy.unit is example):
     sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""
@@ -90,9 +96,21 @@ class PrivacyConfig(Block):
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which a unit takes part in a round; its client tosses the coin in secret."""
-    sampling: Literal["poisson", "truncated_poisson", "fixed_order"] = "poisson"
+    secure_aggregation: Literal["full", "simulated"] = "full"
+    """Only under trust `distributed`. `simulated` adds the clients' integers without masks, in this process: the same sums
+    bit for bit, for large simulations, and no protection against the server in this run."""
+    consistency: Literal["folded", "strict"] = "folded"
+    """Only under trust `distributed`: two trips a round, with noise for split views; or three, in which clients first agree
+    on the survivors."""
+    colluders: Annotated[int, Field(ge=1)] = 1
+    """Only under trust `distributed`: how many clients may work with the server or leave out their noise. 1 is any other
+    client that looks for itself."""
+    sampling: Literal["poisson", "truncated_poisson", "fixed_order", "capped"] = "poisson"
     """`poisson`: a secret coin per unit; `truncated_poisson`: at most `max_units_per_round` of them, at a price;
-    `fixed_order`: every 1/sample_rate-th round, no coin, no amplification."""
+    `fixed_order`: every 1/sample_rate-th round, no coin, no amplification; `capped`: the server asks sample_rate of the
+    clients, each of which takes part `max_participations` times at most: no amplification."""
+    max_participations: Annotated[int, Field(ge=1)] | None = None
+    """Only for `capped`: rounds of a run that a client ever takes part in."""
     max_units_per_round: Annotated[int, Field(ge=1)] | None = None
     """Only for `truncated_poisson`: units of one client in one round."""
     max_units_per_client: Annotated[int, Field(ge=1)] | None = None
@@ -144,6 +162,8 @@ class PrivacyConfig(Block):
             raise ValueError(
                 "privacy.sampling: truncated_poisson needs max_units_per_round and max_units_per_client; no other has them"
             )
+        if (self.sampling == "capped") != (self.max_participations is not None):
+            raise ValueError("privacy.sampling: capped needs privacy.max_participations; no other has it")
         if self.sampling == "fixed_order" and abs(round(1 / self.sample_rate) * self.sample_rate - 1) > 1e-9:
             raise ValueError("privacy.sampling: fixed_order needs a sample_rate of 1/n, as 0.5, 0.2 or 0.1")
         if (self.labels == "randomized_response") != (self.label_epsilon is not None):
@@ -328,6 +348,9 @@ class EvaluationConfig(Block):
     """Completions of every prompt that a policy and its base model are compared on."""
 
 
+_OF_DISTRIBUTED = {"clients_per_round", "min_clients_per_round", "secure_aggregation", "consistency", "colluders"}
+
+
 class Recipe(Block):
     """One run, completely."""
 
@@ -351,6 +374,45 @@ class Recipe(Block):
     """Where released figures go beside `metrics.jsonl`; `wandb` stays offline unless WANDB_MODE says otherwise."""
     seed: int = 0
     """Ties order and initial values, and the bootstrap; never noise or coins unless privacy.rng is `seeded`."""
+
+    @model_validator(mode="after")
+    def _trust_fits(self) -> Recipe:
+        """Settings of secure aggregation belong to trust `distributed`, which needs a bound on the cohort."""
+        f, p = self.federation, self.privacy
+        if p.trust is not Trust.DISTRIBUTED:
+            blocks: tuple[tuple[str, Block], ...] = (("federation", f), ("privacy", p))
+            for name, block in blocks:
+                for key in _OF_DISTRIBUTED & type(block).model_fields.keys():
+                    if getattr(block, key) != type(block).model_fields[key].default:
+                        raise ValueError(
+                            f"{name}.{key} says nothing under trust {p.trust.value}; it is for distributed"
+                        )
+            if p.sampling == "capped":
+                raise ValueError("privacy.sampling: capped is for trust distributed")
+        elif p.sampling == "capped":
+            self._capped_fits()
+        elif f.clients_per_round is None and f.partition.by in {"natural", "column", "file"}:
+            raise ValueError(
+                f"partition.by: {f.partition.by} under trust distributed needs federation.clients_per_round"
+            )
+        elif f.clients_per_round is None and (f.partition.num_clients or 0) < 2:
+            raise ValueError("trust distributed needs two clients or more: one alone hides in no sum")
+        return self
+
+    def _capped_fits(self) -> None:
+        f, p = self.federation, self.privacy
+        if f.partition.by != "natural" or p.unit is not PrivacyUnit.USER:
+            raise ValueError(
+                "privacy.sampling: capped is for one user per client: partition.by: natural and unit: user"
+            )
+        if f.clients_per_round is not None:
+            raise ValueError("federation.clients_per_round follows from sample_rate * num_units under sampling: capped")
+        if round(p.sample_rate * f.num_units) < 2:
+            raise ValueError("privacy.sampling: capped needs sample_rate * num_units of 2 or more")
+        if f.num_rounds * round(p.sample_rate * f.num_units) > (p.max_participations or 0) * f.num_units:
+            raise ValueError(
+                "federation.num_rounds * privacy.sample_rate is more than privacy.max_participations: nobody would be left"
+            )
 
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:

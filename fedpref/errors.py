@@ -86,6 +86,12 @@ class NoNetworkError(CodedError):
     code = "FP208"
 
 
+class TooFewClientsError(CodedError):
+    """Rounds of secure aggregation that do not come about: too few clients answer."""
+
+    code = "FP301"
+
+
 class RunFolderError(CodedError):
     """A run folder that is finished, half-finished, foreign, or of another version; or a round for another model."""
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
 from fedpref.manifest import reward_manifest
@@ -19,11 +20,12 @@ from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
 from privacy.calibration import calibrate_noise_multiplier
+from privacy.distributed import DistributedMechanism
 from privacy.events import TrustedEvent, canonical
 from privacy.labels import RandomizedResponse
 from privacy.local_sgd import LocalDpSgd
-from privacy.mechanism import GaussianMechanism
-from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
+from privacy.mechanism import GaussianMechanism, Mechanism
+from privacy.sampling import CappedSampling, FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
 from privacy.sealed import size_of
 from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
@@ -33,6 +35,7 @@ _PROMPTS = 30  # where a description does not say
 _TOKENS_PER_TEXT = 70  # where a data set's description does not say
 _EMBEDDED_MODEL_BYTES = 269_060_552  # SmolLM2-135M-Instruct, bf16
 _MARKS = 10
+_NOISE_STEP = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class AdversaryRow:
     trusted: bool
     epsilon_per_round: float
     epsilon_total: float
+    simulated: bool = False
+    """The figures are those of a run with real masks; this one adds the integers openly and protects nobody from the server."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,30 @@ class Plan:
 
     @property
     def divisor(self) -> float:
-        """The public constant that sums are divided by: sample_rate x num_units."""
-        return self.recipe.privacy.sample_rate * self.recipe.federation.num_units
+        """The public constant that sums are divided by: sample_rate x num_units (a whole cohort under `capped`)."""
+        expected = self.recipe.privacy.sample_rate * self.recipe.federation.num_units
+        return float(round(expected)) if self.recipe.privacy.sampling == "capped" else expected
 
     @property
     def bytes_per_client(self) -> int:
-        """Up and down, all rounds: one sealed message up, the parameters down."""
+        """Up and down, all rounds: one sealed message up, the parameters down; or all messages of secure aggregation."""
+        if self.secure_costs is not None:
+            return self.secure_costs.bytes_up + self.secure_costs.bytes_down
         d = reward_manifest(self.recipe.reward).dimension
         return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
+
+    @cached_property
+    def secure_costs(self) -> SecureCosts | None:
+        """Trips, bytes and CPU seconds under trust `distributed`."""
+        mechanism = self.mechanism()
+        if not isinstance(mechanism, DistributedMechanism):
+            return None
+        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.reward).dimension)
+
+    @property
+    def colluders(self) -> int | None:
+        """How many clients the noise is planned for to work with the server; None without secure aggregation."""
+        return self.recipe.privacy.colluders if self.recipe.privacy.trust is Trust.DISTRIBUTED else None
 
     @property
     def minutes(self) -> float:
@@ -113,9 +134,9 @@ class Plan:
         }
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
-    def mechanism(self) -> GaussianMechanism:
-        """The mechanism that the run uses; under adaptive clipping its bound is that of the first round."""
-        return mechanism_of(self.recipe, self.noise_multiplier)
+    def mechanism(self, run: str = "plan") -> Mechanism:
+        """The mechanism that a run uses; under adaptive clipping its bound is that of the first round."""
+        return mechanism_of(self.recipe, self.noise_multiplier, run)
 
     @cached_property
     def clipping(self) -> QuantileClipping | None:
@@ -163,7 +184,9 @@ class Plan:
             "expected_cohort": self.divisor,
             "private_rng": self.recipe.privacy.rng == "os",
             "claim": [_row_json(row) for row in self.rows],
-            "further_adversaries": [asdict(other) for other in further_adversaries(self.recipe.privacy.trust)],
+            "further_adversaries": [
+                asdict(other) for other in further_adversaries(self.recipe.privacy.trust, self.colluders)
+            ],
             "each_client_alone": [_row_json(row) for row in self.node_rows],
             "labels": None
             if self.labels is None
@@ -172,6 +195,7 @@ class Plan:
                 "epsilon_per_unit": epsilon(Counter({self.labels.event: 1}), self.recipe.privacy.target_delta),
                 "flip_probability": self.labels.flip_probability,
             },
+            "secure_aggregation": None if self.secure_costs is None else self.secure_costs.to_json(),
             "bytes_per_client": self.bytes_per_client,
             "minutes": round(self.minutes, 1),
             "memory_gb": self.memory_gb,
@@ -189,32 +213,39 @@ def _row_json(row: AdversaryRow) -> dict[str, Any]:
     return {
         "adversary": row.adversary.value,
         "trusted": row.trusted,
-        "epsilon_per_round": finite(row.epsilon_per_round),
-        "epsilon_total": finite(row.epsilon_total),
+        "epsilon_per_round": None if row.simulated else finite(row.epsilon_per_round),
+        "epsilon_total": None if row.simulated else finite(row.epsilon_total),
+        **({"epsilon_total_if_masked": finite(row.epsilon_total)} if row.simulated else {}),
     }
 
 
-def mechanism_of(recipe: Recipe, noise_multiplier: float) -> GaussianMechanism:
-    """The mechanism that a recipe describes, at a noise multiplier.
+def mechanism_of(recipe: Recipe, noise_multiplier: float, run: str = "plan") -> Mechanism:
+    """The mechanism that a recipe describes, at a noise multiplier; ``run`` names whose keys and participations they are.
 
     Raises:
-        ParameterError: numbers that make no mechanism, or trust `distributed`, which does not exist yet.
+        ParameterError: numbers that make no mechanism, or no safe cohort.
     """
     p, clipping = recipe.privacy, clipping_of(recipe, noise_multiplier)
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
+    sampling = sampling_of(recipe, run)
+    if p.trust is Trust.DISTRIBUTED:
+        dimension = reward_manifest(recipe.reward).dimension + (clipping is not None)
+        return DistributedMechanism(sampling, secagg_plan(recipe, noise_multiplier, bound, dimension, run))
     local = recipe.reward.local
     if local is None or p.unit is PrivacyUnit.CLIENT:
-        return GaussianMechanism(p.trust, sampling_of(recipe), bound, noise_multiplier)
+        return GaussianMechanism(p.trust, sampling, bound, noise_multiplier)
     of_one_client = p.sample_rate * recipe.federation.num_units / (recipe.federation.partition.num_clients or 1)
     steps = local.max_steps, local.learning_rate, of_one_client
-    return LocalDpSgd(p.trust, sampling_of(recipe), bound, noise_multiplier, *steps)
+    return LocalDpSgd(p.trust, sampling, bound, noise_multiplier, *steps)
 
 
-def sampling_of(recipe: Recipe) -> Sampling:
+def sampling_of(recipe: Recipe, run: str = "plan") -> Sampling:
     """Who takes part in a round."""
     p = recipe.privacy
     if p.sampling == "truncated_poisson":
         return TruncatedPoissonSampling(p.sample_rate, p.max_units_per_client or 0, p.max_units_per_round or 0)
+    if p.sampling == "capped":
+        return CappedSampling(p.sample_rate, p.max_participations or 0, f"run {run}")
     return (
         FixedOrderSampling(round(1 / p.sample_rate)) if p.sampling == "fixed_order" else PoissonSampling(p.sample_rate)
     )
@@ -242,7 +273,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises:
         CalibrationError: no noise reaches the target.
-        ParameterError: trust `distributed`, or numbers that make no mechanism.
+        ParameterError: numbers that make no mechanism, or no safe cohort.
         DatasetError: an unknown data set.
     """
     p, rounds = recipe.privacy, recipe.federation.num_rounds
@@ -254,7 +285,7 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(
         recipe,
         z,
-        _rows(mechanism, rounds, p.target_delta, node=False),
+        _rows(mechanism, rounds, p.target_delta, node=False, simulated=p.secure_aggregation == "simulated"),
         _rows(mechanism, rounds, p.target_delta, node=True) if p.trust is Trust.CENTRAL else (),
         _facts(recipe),
     )
@@ -264,11 +295,19 @@ def _calibrated(recipe: Recipe, target_epsilon: float) -> float:
     """The least noise for the target: over as many releases, at such a rate, as count for one unit."""
     sampling, delta, rounds = sampling_of(recipe), recipe.privacy.target_delta, recipe.federation.num_rounds
     if isinstance(sampling, FixedOrderSampling):
-        return calibrate_noise_multiplier(target_epsilon, delta, 1.0, math.ceil(rounds / sampling.blocks))
-    cut = (sampling.population, sampling.largest_cohort) if isinstance(sampling, TruncatedPoissonSampling) else ()
-    mechanism = mechanism_of(recipe, 1.0)
-    releases = rounds * (mechanism.steps if isinstance(mechanism, LocalDpSgd) else 1)
-    return calibrate_noise_multiplier(target_epsilon, delta, sampling.rate, releases, cut)
+        z = calibrate_noise_multiplier(target_epsilon, delta, 1.0, math.ceil(rounds / sampling.blocks))
+    elif isinstance(sampling, CappedSampling):
+        z = calibrate_noise_multiplier(target_epsilon, delta, 1.0, min(rounds, sampling.cap))
+    else:
+        cut = (sampling.population, sampling.largest_cohort) if isinstance(sampling, TruncatedPoissonSampling) else ()
+        mechanism = mechanism_of(recipe, 1.0)
+        releases = rounds * (mechanism.steps if isinstance(mechanism, LocalDpSgd) else 1)
+        z = calibrate_noise_multiplier(target_epsilon, delta, sampling.rate, releases, cut)
+    if recipe.privacy.trust is not Trust.DISTRIBUTED:
+        return z
+    while epsilon(mechanism_of(recipe, z).composition(1, rounds)[Adversary.SERVER], delta) > target_epsilon:
+        z = round(z + _NOISE_STEP, 4)  # for the slack of rounding failures and of sums of shares
+    return z
 
 
 def sweep(recipe: Recipe, key: str, values: Sequence[Any]) -> list[Plan]:
@@ -290,7 +329,9 @@ def sweep(recipe: Recipe, key: str, values: Sequence[Any]) -> list[Plan]:
 _TARGETS = {"target_epsilon": "noise_multiplier", "noise_multiplier": "target_epsilon"}
 
 
-def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool) -> tuple[AdversaryRow, ...]:
+def _rows(
+    mechanism: Mechanism, rounds: int, delta: float, *, node: bool, simulated: bool = False
+) -> tuple[AdversaryRow, ...]:
     one, total = mechanism.composition(1, 1, node=node), mechanism.composition(1, rounds, node=node)
     return tuple(
         AdversaryRow(
@@ -298,6 +339,7 @@ def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool
             any(isinstance(event, TrustedEvent) for event in total[adversary]),
             epsilon(one[adversary], delta),
             epsilon(total[adversary], delta),
+            simulated and adversary is Adversary.SERVER,
         )
         for adversary in Adversary
     )

@@ -4,7 +4,8 @@
         reserve the round's event in the ledger                      (on disk before anything runs)
         every client: toss its units' coins in secret; per unit the gradient of its summed loss at the broadcast
             parameters; clip to C; sum; seal; keep the bytes; send
-        server: sum; noise (trust central); divide by the public q N; one step of the server optimiser
+        server: sum (trust distributed: unmask the sum, or abort: spent, no step); noise (trust central); divide by the
+            public q N; one step of the server optimiser
         prepare the checkpoint; commit (on disk); publish it         (the published checkpoint is the release of round r)
 
 guarantees.md rules 3 (secret coins), 4 (public divisor), 6 (empty samples), 15 (retries) and 17 (one gradient a round).
@@ -12,6 +13,7 @@ guarantees.md rules 3 (secret coins), 4 (public divisor), 6 (empty samples), 15 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,8 @@ from fedpref.plan import Plan
 from fedpref.server import Server
 from fedpref.tracking import Trackers
 from privacy.ledger import Ledger, Reservation
-from privacy.mechanism import GaussianMechanism, Release
+from privacy.mechanism import Mechanism, Release
+from privacy.secagg.errors import RoundAborted
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Federation:
     """Everything that a run of rounds needs."""
 
     plan: Plan
-    mechanism: GaussianMechanism
+    mechanism: Mechanism
     server: Server
     channel: Channel
     ledger: Ledger
     checkpoints: Checkpoints
     trackers: Trackers
+    warn: Callable[[str], None] = lambda _: None
 
 
 def run_rounds(federation: Federation) -> None:
@@ -46,13 +50,24 @@ def run_rounds(federation: Federation) -> None:
     checkpoints = federation.checkpoints
     for round_number in range(_restore(federation) + 1, federation.plan.num_rounds + 1):
         reservation = _reserve(federation, round_number)
-        replies = channel.exchange(server.request(round_number))
-        release = server.release(replies, reservation)
+        try:
+            release = server.release(channel.exchange(server.request(round_number)), reservation)
+        except RoundAborted as reason:
+            _skip(federation, reservation, reason)
+            continue
         pseudo_gradient = server.step(release)
         checkpoints.prepare(round_number, server.state())
         ledger.commit(reservation)
         checkpoints.publish(round_number)
         federation.trackers.log(_figures(federation, release, pseudo_gradient))
+
+
+def _skip(federation: Federation, reservation: Reservation, reason: RoundAborted) -> None:
+    """No step: the round stays spent, and the state after it is the one before it (already released)."""
+    federation.warn(f"{reason.what} {reason.why} {reason.fix}")
+    federation.checkpoints.prepare(reservation.round, federation.server.state())
+    federation.ledger.abort(reservation, f"{reason.code}: {reason.why}", spent=True)
+    federation.checkpoints.publish(reservation.round)
 
 
 def _restore(federation: Federation) -> int:
@@ -61,7 +76,7 @@ def _restore(federation: Federation) -> int:
     if interrupted is not None and federation.checkpoints.is_prepared(interrupted.round):
         # Its noise is drawn: another draw for the same sum, under the same booking, would be a second release.
         federation.ledger.commit(interrupted)
-    federation.checkpoints.publish(federation.ledger.committed_round)  # a kill between commit and publication
+    federation.checkpoints.publish(federation.ledger.closed_round)  # a kill between closing and publication
     done, state = federation.checkpoints.last()
     federation.ledger.check_rounds(done)
     if state is not None:

@@ -13,11 +13,14 @@ from fedpref.errors import NoDataError
 from fedpref.manifest import Manifest
 from privacy.adaptive import QuantileClipping
 from privacy.clipping import ClippedSum
-from privacy.errors import SealedMessageError
+from privacy.distributed import DistributedMechanism
+from privacy.errors import MechanismMisuseError, SealedMessageError
 from privacy.ledger import Reservation
-from privacy.mechanism import GaussianMechanism, Release
+from privacy.mechanism import GaussianMechanism, Mechanism, Release
 from privacy.rng import RandomSource
 from privacy.sealed import Entrusted, LocallyPrivate, Sealed, sealed_from_bytes
+from privacy.secagg.errors import RoundAborted
+from privacy.secagg.shares import SecureSum, implausible
 from privacy.units import Trust
 
 
@@ -29,7 +32,7 @@ class Server:
         *,
         manifest: Manifest,
         num_clients: int,
-        mechanism: GaussianMechanism,
+        mechanism: Mechanism,
         optimizer: ServerOptimizer,
         divisor: float,
         largest_norm: float,
@@ -70,18 +73,24 @@ class Server:
         """Numbers of a message: one more for the count of adaptive clipping."""
         return self._manifest.dimension + (self._clipping is not None)
 
-    def _round_mechanism(self) -> GaussianMechanism:
-        """The mechanism with the bound of this round."""
+    @property
+    def _bound(self) -> float:
+        """The bound of this round."""
         if self._clipping is None or self.clipping_norm is None:
-            return self._mechanism
-        return replace(self._mechanism, max_grad_norm=self._clipping.joint_bound(self.clipping_norm))
+            return self._mechanism.max_grad_norm
+        return self._clipping.joint_bound(self.clipping_norm)
 
-    def release(self, replies: list[bytes | Failure], reservation: Reservation) -> Release:
+    def release(self, replies: list[bytes | Failure] | SecureSum, reservation: Reservation) -> Release:
         """Sealed replies -> one noised sum. A malformed message is named and left out; the noise does not depend on it.
+
+        Under secure aggregation what came back is the noised sum itself.
 
         Raises:
             NoDataError: not one usable message (a bug or another version at every client).
+            RoundAborted: a sum that clients which run the codec cannot have; no step is taken with it.
         """
+        if isinstance(replies, SecureSum) or isinstance(self._mechanism, DistributedMechanism):
+            return self._release_sum(replies, reservation)
         messages = [m for i, reply in enumerate(replies) if (m := self._open(i, reply, reservation.round)) is not None]
         if not messages:
             raise NoDataError(
@@ -89,13 +98,33 @@ class Server:
                 "All of them failed or speak another version.",
                 "See the warnings above, then go on with --resume.",
             )
-        mechanism = self._round_mechanism()
+        mechanism = self._gaussian()
         if mechanism.trust is Trust.LOCAL:
             return mechanism.collect([m for m in messages if isinstance(m, LocallyPrivate)], reservation)
         total = ClippedSum(np.zeros(self._dimension), mechanism.max_grad_norm)
         for message in messages:
             total += ClippedSum(message.value, message.l2_bound)
         return mechanism.release(total, reservation, self._rng)
+
+    def _gaussian(self) -> GaussianMechanism:
+        """The mechanism of this round, with its bound."""
+        if not isinstance(self._mechanism, GaussianMechanism):
+            raise _mixed()
+        return replace(self._mechanism, max_grad_norm=self._bound)
+
+    def _release_sum(self, total: list[bytes | Failure] | SecureSum, reservation: Reservation) -> Release:
+        """An unmasked sum; gross nonsense is thrown away, which is post-processing of what was released already."""
+        mechanism = self._mechanism
+        if not isinstance(total, SecureSum) or not isinstance(mechanism, DistributedMechanism):
+            raise _mixed()
+        release = mechanism.release(total, self._bound, reservation)
+        if implausible(mechanism.secagg, total, self._largest_norm / mechanism.max_grad_norm):
+            raise RoundAborted(
+                f"Round {reservation.round}: the sum is larger than any of honest clients.",
+                "Somebody put a false vector behind the masks; nobody can say who.",
+                "No step is taken; the event stays booked. Look at clients that joined lately.",
+            )
+        return release
 
     def step(self, release: Release) -> Vector:
         """One step of the server optimiser; returns the pseudo-gradient (released: noised, publicly scaled)."""
@@ -116,7 +145,7 @@ class Server:
         expected: type[Sealed] = Entrusted if self._mechanism.trust is Trust.CENTRAL else LocallyPrivate
         try:
             message = sealed_from_bytes(reply, expected, client, round_number, self._dimension)
-            if message.l2_bound != self._round_mechanism().max_grad_norm:
+            if message.l2_bound != self._bound:
                 raise SealedMessageError(
                     f"Client {client} clipped to another bound.", f"{message.l2_bound:g}.", "Use one recipe for all."
                 )
@@ -131,3 +160,11 @@ class Server:
             self._warn(f"round {round_number}: {error.what} {error.why}")
             return None
         return message
+
+
+def _mixed() -> MechanismMisuseError:
+    return MechanismMisuseError(
+        "What came back is not what this trust gives.",
+        "Sealed messages belong to `central` and `local`, an unmasked sum to `distributed`.",
+        "Build server and channel from one plan.",
+    )

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
+from fedpref.channel.base import Channel
 from fedpref.channel.local import LocalChannel
+from fedpref.channel.secure import SecureChannel, ServerMemory, SimulatedChannel
 from fedpref.client.labels import randomized_labels
 from fedpref.client.local_training import LocalTraining
+from fedpref.client.members import MemberJournal, embedded_identities
 from fedpref.client.node import Node
+from fedpref.client.secure import Identities, SecureNode
 from fedpref.client.work import prepare_node
+from fedpref.cohort import check_cohort, invited, public_facts
 from fedpref.config import Recipe
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
@@ -22,9 +28,12 @@ from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
 from fedpref.tracking import Tracker, Trackers
+from privacy.distributed import DistributedMechanism
+from privacy.errors import MechanismMisuseError
 from privacy.ledger import Ledger, LedgerHeader
-from privacy.mechanism import GaussianMechanism
+from privacy.mechanism import GaussianMechanism, Mechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
+from privacy.signing import SigningKey, key_path
 from privacy.units import PrivacyUnit, Trust
 from reward.features import Array
 from reward.head import bradley_terry_objective, debiased_objective
@@ -48,20 +57,21 @@ def train_reward_head(
 ) -> Vector:
     """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
-    mechanism, rng = plan.mechanism(), random_source(recipe)
+    check_cohort(recipe, list(given.data.clients))
+    mechanism, rng = plan.mechanism(run_name(plan, folder)), random_source(recipe)
     manifest = reward_manifest(recipe.reward)
     initial = reward_layout(recipe.reward).initial(recipe.seed)
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
-    own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
+    own_budget = None if recipe.privacy.trust is Trust.CENTRAL else recipe.privacy.target_epsilon
     headers = {
-        "federation": _header(given, "federation", recipe.privacy.target_epsilon),
-        "node": _header(given, f"node:{NODE}", own_budget),
+        "federation": _header(given, "federation", recipe.privacy.target_epsilon, mechanism),
+        "node": _header(given, f"node:{NODE}", own_budget, mechanism),
     }
     books = open_books(plan, folder, headers, mechanism.events(), list(given.data.clients))
     ledger, node_ledger = books.federation, books.node
     try:
         checkpoints = Checkpoints(folder.checkpoints)
-        done = max(checkpoints.last()[0], ledger.committed_round)
+        done = max(checkpoints.last()[0], ledger.closed_round)
         ledger.check_rounds(done)
         node_ledger.check_rounds(done)
         _expect(ledger, node_ledger, mechanism, done, plan.num_rounds)
@@ -75,22 +85,19 @@ def train_reward_head(
         if plan.labels is not None:
             books.book_labels(plan.labels.event)
         records = _labelled(given, willing, folder, rng)
-        journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
-        node = Node(
-            name=NODE,
-            num_clients=len(given.data.clients),
-            data=prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
-            manifest=manifest,
-            mechanism=mechanism,
-            ledger=node_ledger,
-            journal=journal,
-            rng=rng,
-            clipping=plan.clipping,
-            objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
-            local=_local_training(recipe),
-            offer=books.offer,
-            guards=books.guards,
-        )
+        common: dict[str, Any] = {
+            "name": NODE,
+            "num_clients": len(given.data.clients),
+            "data": prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
+            "manifest": manifest,
+            "ledger": node_ledger,
+            "rng": rng,
+            "clipping": plan.clipping,
+            "objective": debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
+            "local": _local_training(recipe),
+            "offer": books.offer,
+            "guards": books.guards,
+        }
         server = Server(
             manifest=manifest,
             num_clients=len(given.data.clients),
@@ -103,11 +110,73 @@ def train_reward_head(
             clipping=plan.clipping,
             clipping_norm=plan.first_norm if plan.clipping else None,
         )
-        run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
-        journal.clear()
+        channel, close = _connect(given, folder, mechanism, common, rounds=plan.num_rounds - done, warn=warn)
+        run_rounds(Federation(plan, mechanism, server, channel, ledger, checkpoints, Trackers(trackers), warn))
+        close()
         return server.optimizer.averaged
     finally:
         books.close()
+
+
+def run_name(plan: Plan, folder: RunFolder) -> str:
+    """What keys, counts of participation and rotations of a run are bound to: two runs of one recipe have two names.
+
+    A seeded run is to repeat itself, and protects nobody.
+    """
+    if plan.recipe.privacy.rng == "seeded":
+        return f"seeded-{plan.recipe.seed}"
+    return f"{plan.digest[:16]}-{SigningKey.at(key_path(folder.ledger)).public[:16]}"
+
+
+def _connect(
+    given: TrainingInput,
+    folder: RunFolder,
+    mechanism: Mechanism,
+    common: dict[str, Any],
+    *,
+    rounds: int,
+    warn: Callable[[str], None],
+) -> tuple[Channel, Callable[[], None]]:
+    """The node of this machine and the channel to it; and what to do once all rounds are done."""
+    recipe, digest = given.plan.recipe, given.plan.digest
+    if isinstance(mechanism, GaussianMechanism):
+        journal = SealedJournal(folder.node / "sealed.bin", digest)
+        return LocalChannel(Node(mechanism=mechanism, journal=journal, **common)), journal.clear
+    if not isinstance(mechanism, DistributedMechanism):
+        raise MechanismMisuseError("No channel for this mechanism.", "It is of no known trust.", "Use a known one.")
+    names = list(given.data.clients)
+    simulated = recipe.privacy.secure_aggregation == "simulated"
+    keys = None if simulated else embedded_identities(folder.node / "identities", len(names))
+    members = MemberJournal(folder.node / "members.bin", digest)
+    node = SecureNode(
+        mechanism=mechanism,
+        members=members,
+        identities=None if keys is None else Identities(keys[1], keys[2]),
+        max_participations=recipe.privacy.max_participations,
+        **common,
+    )
+    memory = ServerMemory(folder.path / "aggregation.json")
+
+    def close() -> None:
+        node.close_round(given.plan.num_rounds + 1)
+        members.clear()
+
+    def asked(round_number: int) -> tuple[int, ...]:
+        return invited(recipe, names, round_number)
+
+    if keys is None:
+        return SimulatedChannel(plan=mechanism.secagg, invited=asked, node=node, memory=memory, warn=warn), close
+    channel = SecureChannel(
+        plan=mechanism.secagg,
+        identity=keys[0],
+        clients=keys[2].clients,
+        invited=asked,
+        rounds=rounds,
+        transport=node,
+        memory=memory,
+        warn=warn,
+    )
+    return channel, close
 
 
 def _labelled(
@@ -141,7 +210,9 @@ def random_source(recipe: Recipe) -> RandomSource:
     return SystemRandom() if recipe.privacy.rng == "os" else SeededNonPrivateRandom(recipe.seed)
 
 
-def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> LedgerHeader:
+def _header(
+    given: TrainingInput, scope: str, target_epsilon: float | None, mechanism: Mechanism | None = None
+) -> LedgerHeader:
     recipe, p = given.plan.recipe, given.plan.recipe.privacy
     return LedgerHeader(
         scope=scope,
@@ -160,11 +231,16 @@ def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> L
             "num_rounds": recipe.federation.num_rounds,
             "num_units": given.data.num_units(p.unit),
             "num_units_declared": recipe.federation.num_units,
+            **(
+                public_facts(mechanism.secagg, p.secure_aggregation)
+                if isinstance(mechanism, DistributedMechanism)
+                else {}
+            ),
         },
     )
 
 
-def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: GaussianMechanism, done: int, num_rounds: int) -> None:
+def _expect(ledger: Ledger, node_ledger: Ledger, mechanism: Mechanism, done: int, num_rounds: int) -> None:
     """Check the plan as a whole against both budgets, so that no round needs an accountant of its own.
 
     An interrupted round that goes on under its own booking is already counted.

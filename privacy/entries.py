@@ -189,7 +189,14 @@ class LedgerView:
         events = self.nominal(adversary)
         if events and not self.header.private_rng:
             events = add(events, NonPrivateEvent("seeded random numbers can be replayed"))
+        if events and adversary is Adversary.SERVER and self.simulated:
+            events = add(events, NonPrivateEvent("secure aggregation was simulated: the integers were added openly"))
         return events
+
+    @property
+    def simulated(self) -> bool:
+        """True if the sums of this run were not masked, so that nothing protects anybody against the server."""
+        return self.header.facts.get("secure_aggregation") == "simulated"
 
     def epsilon(self, adversary: Adversary) -> float:
         """Epsilon at the header's delta, composed afresh from the entries."""

@@ -55,6 +55,8 @@ class Ledger:
         self._round = max((r.round for r in self._view.reservations), default=1)
         committed = (r.round for r in self._view.reservations if r.seq in self._view.committed)
         self._committed_round = max(committed, default=0)
+        closed = self._view.committed | self._view.aborted
+        self._closed_round = max((r.round for r in self._view.reservations if r.seq in closed), default=0)
         self._hashes = {r.seq: r.hash for r in self._view.reservations}
         self._interrupted = self._open
         self._spent = {a: self._view.nominal(a) for a in Adversary}
@@ -91,6 +93,11 @@ class Ledger:
     def committed_round(self) -> int:
         """The last round that was committed; 0 before the first."""
         return self._committed_round
+
+    @property
+    def closed_round(self) -> int:
+        """The last round that was committed, or aborted as spent; 0 before the first."""
+        return self._closed_round
 
     @property
     def num_reserved(self) -> int:
@@ -160,7 +167,7 @@ class Ledger:
         """
         self._check_open(reservation)
         self._writer.append("commit", {"reserve": reservation.seq}, durable=True)
-        self._committed_round = reservation.round
+        self._committed_round = self._closed_round = reservation.round
         reservation.close("commit")
         self._open = None
 
@@ -180,7 +187,9 @@ class Ledger:
             )
         reservation.close("abort")  # first: what is about to be given back may not be released any more
         self._writer.append("abort", {"reserve": reservation.seq, "spent": spent, "reason": reason}, durable=True)
-        if not spent:
+        if spent:
+            self._closed_round = reservation.round
+        else:
             for adversary, event in reservation.events.items():
                 self._spent[adversary][event] -= 1
         self._open = None

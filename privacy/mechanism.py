@@ -15,9 +15,10 @@ Gaussian would not do: they are no bound for vectors.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +75,9 @@ class GaussianMechanism:
     def __post_init__(self) -> None:
         if self.trust is Trust.DISTRIBUTED:
             raise ParameterError(
-                "privacy.trust: distributed is not available yet.",
-                "Its noise is added inside secure aggregation, which this version does not have.",
-                "Use `central` (you trust the server with clipped sums) or `local` (you trust nobody, at more noise).",
+                "This mechanism does not do trust `distributed`.",
+                "There the noise is added inside secure aggregation, in shares.",
+                "Use privacy.distributed.DistributedMechanism.",
             )
         if not (0 <= self.noise_multiplier <= LARGEST_MULTIPLIER and 0 < self.max_grad_norm < float("inf")):
             raise ParameterError(
@@ -122,9 +123,7 @@ class GaussianMechanism:
 
     def composition(self, first: int, last: int, *, node: bool = False) -> dict[Adversary, Counter[Event]]:
         """The events of rounds ``first`` to ``last``, both included: what ``plan`` composes and the run will write."""
-        book = self.node_events if node else self.events
-        rounds = [book(number) for number in range(first, last + 1)]
-        return {adversary: Counter(events[adversary] for events in rounds) for adversary in Adversary}
+        return compose_rounds(self.node_events if node else self.events, first, last)
 
     def entrust(self, clipped: ClippedSum, reservation: Reservation, client: int) -> Entrusted:
         """Seal a clipped sum for the trusted server. Only under trust ``central``."""
@@ -160,7 +159,7 @@ class GaussianMechanism:
             raise _misuse("Only under trust `local` do clients release by themselves.")
         if not messages or any((m.round, m.l2_bound) != (reservation.round, self.max_grad_norm) for m in messages):
             raise _misuse("The messages are none, or of another round or bound.")
-        self._check_booking(reservation, self.events(reservation.round), node=False)
+        check_booking(reservation, self.events(reservation.round), node=False)
         reservation.use("server")
         noise_std = self.noise_std * len(messages) ** 0.5
         return Release(reservation.round, np.sum([m.value for m in messages], axis=0), noise_std)
@@ -188,7 +187,7 @@ class GaussianMechanism:
         *,
         node: bool,
     ) -> None:
-        self._check_booking(reservation, events, node=node)
+        check_booking(reservation, events, node=node)
         if clipped.l2_bound != self.max_grad_norm:
             raise _misuse(f"The sum is bounded by {clipped.l2_bound:g}, the noise is sized for {self.max_grad_norm:g}.")
         steps = clipped.value / clipped.step
@@ -196,12 +195,58 @@ class GaussianMechanism:
             raise _misuse("The sum is off the grid, or too large for exact arithmetic.")
         reservation.use(party)
 
-    @staticmethod
-    def _check_booking(reservation: Reservation, events: dict[Adversary, Event], *, node: bool) -> None:
-        if reservation.scope.startswith("node:") is not node:
-            raise _misuse("The reservation is of another party's book than the one that releases.")
-        if dict(reservation.events) != events:
-            raise _misuse("The reservation books another event than this mechanism is.")
+
+class Mechanism(Protocol):
+    """What plan, ledgers and rounds need of any mechanism, whoever adds its noise."""
+
+    @property
+    def trust(self) -> Trust:
+        """Where the noise is added."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Who takes part in a round."""
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The bound of one unit."""
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the booked event."""
+
+    @property
+    def noise_std(self) -> float:
+        """Deviation of the booked noise, per coordinate."""
+
+    def events(self, round_number: int = 1) -> dict[Adversary, Event]:
+        """One round in the federation's ledger, per adversary."""
+
+    def node_events(self, round_number: int = 1) -> dict[Adversary, Event]:
+        """One round in a node's own ledger, per adversary."""
+
+    def composition(self, first: int, last: int, *, node: bool = False) -> dict[Adversary, Counter[Event]]:
+        """The events of rounds ``first`` to ``last``, both included."""
+
+
+def compose_rounds(
+    book: Callable[[int], dict[Adversary, Event]], first: int, last: int
+) -> dict[Adversary, Counter[Event]]:
+    """What ``book`` writes for rounds ``first`` to ``last``, per adversary."""
+    rounds = [book(number) for number in range(first, last + 1)]
+    return {adversary: Counter(events[adversary] for events in rounds) for adversary in Adversary}
+
+
+def check_booking(reservation: Reservation, events: dict[Adversary, Event], *, node: bool) -> None:
+    """The reservation is of the right book and books exactly these events.
+
+    Raises:
+        MechanismMisuseError: it does not.
+    """
+    if reservation.scope.startswith("node:") is not node:
+        raise _misuse("The reservation is of another party's book than the one that releases.")
+    if dict(reservation.events) != events:
+        raise _misuse("The reservation books another event than this mechanism is.")
 
 
 def _misuse(what: str) -> MechanismMisuseError:

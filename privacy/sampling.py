@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.errors import ParameterError
-from privacy.events import Event, FixedOrderEvent, GaussianEvent, TruncatedPoissonEvent
+from privacy.events import CappedEvent, Event, FixedOrderEvent, GaussianEvent, TruncatedPoissonEvent
 from privacy.rng import Stream
 
 Mask = npt.NDArray[np.bool_]
@@ -190,6 +190,48 @@ class FixedOrderSampling:
         slack = release.log_ratio, release.total_variation
         block = (round_number - 1) % self.blocks
         return FixedOrderEvent(release.noise_multiplier, self.blocks, block, ORDER, *slack)
+
+
+@dataclass(frozen=True)
+class CappedSampling:
+    """Whole clients are asked, in the open; every one of them refuses its (``cap`` + 1)-th round within ``scope``.
+
+    For clients that hold one unit each. Guarantees: no amplification, against nobody: server and other clients know the
+    cohort, and the variance of the noise shows it to readers. At most ``cap`` releases count for a unit, whichever they
+    are (adaptively placed participations between rounds without one are dominated by ``cap`` in a row); the client itself
+    keeps count. ``rate`` is the public share of the units that are asked in a round.
+
+    | case | result |
+    |---|---|
+    | no units | empty mask |
+    | rate outside (0, 1], cap below 1 | ParameterError |
+    """
+
+    rate: float
+    cap: int
+    scope: str
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+        if self.cap < 1:
+            raise ParameterError(
+                f"cap={self.cap} lets nobody take part.", "It must be 1 or more.", "Set privacy.max_participations."
+            )
+
+    def select(self, stream: Stream, units: Units, round_number: int) -> Mask:
+        """Every unit of the clients that were asked; no coin."""
+        del stream, round_number
+        return np.ones(len(units), dtype=np.bool_)
+
+    def secret(self, release: GaussianEvent, round_number: int) -> Event:
+        """As ``seen``: the cohort is no secret."""
+        return self.seen(release, round_number)
+
+    def seen(self, release: GaussianEvent, round_number: int) -> Event:
+        """One un-amplified release, of which ``cap`` count."""
+        del round_number
+        slack = release.log_ratio, release.total_variation
+        return CappedEvent(release.noise_multiplier, self.cap, self.scope, *slack)
 
 
 def _check_rate(rate: float) -> None:

@@ -31,32 +31,37 @@ class FurtherAdversary:
     statement: str
 
 
-def further_adversaries(trust: Trust) -> tuple[FurtherAdversary, ...]:
-    """The rows of guarantees.md's table beside those of ``Adversary``."""
-    trusted = trust is Trust.CENTRAL
+def further_adversaries(trust: Trust, colluders: int | None = None) -> tuple[FurtherAdversary, ...]:
+    """The rows of guarantees.md's table beside those of ``Adversary``.
+
+    ``colluders``: how many clients the noise of trust ``distributed`` is planned for to work with the server.
+    """
+    together, active, malicious = _STATEMENTS[trust]
+    c = "c" if colluders is None else str(colluders)
     return (
-        FurtherAdversary(
-            "server_and_colluding_clients",
-            "server with c colluding clients",
-            "none: the server is trusted"
-            if trusted
-            else "as against the server: each client's own noise is all it needs",
-        ),
-        FurtherAdversary(
-            "active_server",
-            "active server (lies, replays, asks twice)",
-            "none: the server is trusted; clients refuse what their terms do not allow"
-            if trusted
-            else "as against the server: clients noise by themselves, and refuse what their terms do not allow",
-        ),
-        FurtherAdversary(
-            "malicious_clients",
-            "malicious clients (wrong or hostile sums)",
-            "others' privacy is unchanged; the server leaves out malformed messages and bounds each client's sum"
-            if trusted
-            else "others' privacy is unchanged; a false sum is not told from a noisy one",
-        ),
+        FurtherAdversary("server_and_colluding_clients", f"server with {c} colluding clients", together.format(c=c)),
+        FurtherAdversary("active_server", "active server (lies, replays, asks twice)", active.format(c=c)),
+        FurtherAdversary("malicious_clients", "malicious clients (wrong or hostile sums)", malicious.format(c=c)),
     )
+
+
+_STATEMENTS = {
+    Trust.CENTRAL: (
+        "none: the server is trusted",
+        "none: the server is trusted; clients refuse what their terms do not allow",
+        "others' privacy is unchanged; the server leaves out malformed messages and bounds each client's sum",
+    ),
+    Trust.LOCAL: (
+        "as against the server: each client's own noise is all it needs",
+        "as against the server: clients noise by themselves, and refuse what their terms do not allow",
+        "others' privacy is unchanged; a false sum is not told from a noisy one",
+    ),
+    Trust.DISTRIBUTED: (
+        "as against the server: the booked noise is that of the other clients alone (up to {c} colluders)",
+        "as against the server: clients refuse other keys, lists, plans and second answers; it can only stop rounds",
+        "others' privacy is unchanged for up to {c} of them; a well-formed lie inside the mask is not bounded",
+    ),
+}
 
 
 class Relation(StrEnum):

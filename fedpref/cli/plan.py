@@ -12,6 +12,7 @@ import typer
 from privacy.units import further_adversaries
 
 if TYPE_CHECKING:
+    from fedpref.cohort import SecureCosts
     from fedpref.config import Recipe
     from fedpref.plan import AdversaryRow, Plan
 
@@ -79,6 +80,7 @@ def sweep_lines(key: str, values: list[str], plans: list[Plan]) -> Iterator[str]
 _SAMPLING = {
     "poisson": "the real number is secret",
     "truncated_poisson": "the real number is secret, and cut in every client",
+    "capped": "chosen in the open: no amplification",
     "fixed_order": "a fixed order that everybody knows: no amplification",
 }
 
@@ -95,8 +97,10 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     yield f"  {'against':<46} {'a round':>14} {'in total':>14}   (unit {p.unit.value}, delta {p.target_delta:g})"
     for row in the_plan.rows:
         yield _row(row)
-    for other in further_adversaries(p.trust):
+    for other in further_adversaries(p.trust, the_plan.colluders):
         yield f"    {other.described:<44} {other.statement}"
+    if the_plan.secure_costs is not None:
+        yield from _secure_lines(the_plan, the_plan.secure_costs)
     if the_plan.node_rows:
         yield "  what a client can vouch for by itself (un-amplified, if the server adds the promised noise):"
         yield from (_row(row) for row in the_plan.node_rows)
@@ -123,9 +127,30 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     )
 
 
+def _secure_lines(the_plan: Plan, costs: SecureCosts) -> Iterator[str]:
+    """Trips, bytes and CPU of one client; how the noise was sized."""
+    from fedpref.cohort import cohort_of
+
+    cohort, p = cohort_of(the_plan.recipe), the_plan.recipe.privacy
+    yield (
+        f"  secure aggregation ({p.secure_aggregation}, {p.consistency}): rounds of {cohort.least} to {cohort.largest} "
+        f"clients; noise for the {cohort.honest_shares} honest shares that any unmasked sum holds, {p.colluders} colluding"
+    )
+    yield (
+        f"    {costs.trips} trips in all; one client: {costs.participations} rounds, {costs.bytes_up:,} bytes up, "
+        f"{costs.bytes_down:,} down, about {max(costs.cpu_seconds, 0.1):.1f} CPU seconds"
+    )
+    surplus = (cohort.largest / cohort.honest_shares) ** 0.5
+    yield f"    if everybody stays, the noise is {surplus:.2f} times the booked deviation (printed, never refunded)"
+    if p.secure_aggregation == "simulated":
+        yield "    SIMULATED: the integers are added without masks; nothing protects anybody from the server in this run"
+
+
 def _cell(row: AdversaryRow, value: float) -> str:
     from privacy.report.build import rounded_up  # here: `fedpref --help` loads no numpy
 
+    if row.simulated:
+        return f"({rounded_up(value)})" if math.isfinite(value) else "INFINITE"
     return "none: trusted" if row.trusted else rounded_up(value) if math.isfinite(value) else "INFINITE"
 
 

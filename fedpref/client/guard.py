@@ -176,6 +176,11 @@ class Guard:
         """Why this client takes no part in the run, if it refused it as a whole."""
         return self._refused
 
+    @property
+    def least_cohort(self) -> int:
+        """The fewest clients that the terms allow in a sum."""
+        return self._terms.min_clients
+
     def check(self, offer: Offer, events: Events, goes_on: int | None = None) -> CodedError | None:
         """Check one round's request: the terms as they are today, and the books with ``events`` on top.
 

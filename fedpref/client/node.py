@@ -7,8 +7,9 @@ sends the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from privacy.errors import CodedError, TermsRefusal
 from privacy.gradients import per_unit_gradients
 from privacy.ledger import Ledger, Reservation
 from privacy.local_sgd import LocalDpSgd
-from privacy.mechanism import GaussianMechanism
+from privacy.mechanism import GaussianMechanism, Mechanism
 from privacy.rng import RandomSource
 from privacy.terms import Offer
 from privacy.units import Trust
@@ -36,6 +37,13 @@ from reward.head import RewardHead, bradley_terry_objective, set_weight
 from reward.pairs import FeaturePairs
 
 Objective = Callable[[RewardHead, FeaturePairs], Tensor]
+
+
+class Journal(Protocol):
+    """What a node keeps before it sends."""
+
+    def intact(self) -> bool:
+        """True if nothing is kept, or a whole file is."""
 
 
 class Node:
@@ -48,9 +56,9 @@ class Node:
         num_clients: int,
         data: NodeData,
         manifest: Manifest,
-        mechanism: GaussianMechanism,
+        mechanism: Mechanism,
         ledger: Ledger,
-        journal: SealedJournal,
+        journal: Journal,
         rng: RandomSource,
         clipping: QuantileClipping | None = None,
         objective: Objective = bradley_terry_objective,
@@ -79,6 +87,12 @@ class Node:
             BudgetError: the round would overspend the node's own budget.
         """
         self._check(request)
+        if not isinstance(self._mechanism, GaussianMechanism) or not isinstance(self._journal, SealedJournal):
+            raise RunFolderError(
+                "A sealed contribution is asked for under trust `distributed`.",
+                "There only masked vectors leave a client.",
+                "Run server and nodes from one resolved recipe.",
+            )
         kept = self._journal.load(request.round, self._ledger.holds)
         if kept is not None:
             self._finish_booking(request.round)
@@ -87,7 +101,7 @@ class Node:
         if len(refusals) == self._num_clients:
             return [failure(refusal) for _, refusal in sorted(refusals.items())]
         reservation = self._reserve(request.round, refusals)
-        mechanism = self._mechanism_of(request)
+        mechanism = replace(self._mechanism, max_grad_norm=self._bound_of(request))
         if isinstance(mechanism, LocalDpSgd):
             messages = self._private_steps(request, mechanism, reservation, refusals)
         else:
@@ -154,19 +168,26 @@ class Node:
         if interrupted is not None and interrupted.round == round_number:
             self._ledger.commit(interrupted)
 
-    def _mechanism_of(self, request: RoundRequest) -> GaussianMechanism:
-        """The mechanism with the bound of this round."""
+    def _bound_of(self, request: RoundRequest) -> float:
+        """The bound of this round's rows."""
         if self._clipping is None or request.clipping_norm is None:
-            return self._mechanism
-        return replace(self._mechanism, max_grad_norm=self._clipping.joint_bound(request.clipping_norm))
+            return self._mechanism.max_grad_norm
+        return self._clipping.joint_bound(request.clipping_norm)
 
     def _clipped_sums(
         self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
     ) -> list[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
+        rows, owner = self._contributions(request, refusals.keys())
+        return clip_and_sum(rows, owner, self._num_clients, mechanism.max_grad_norm)
+
+    def _contributions(
+        self, request: RoundRequest, left_out: Collection[int]
+    ) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int64]]:
+        """One row per sampled unit, not yet clipped, and its client; the coins are tossed here and stay here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
-        selected = mechanism.sampling.select(coins, self._data.units, request.round)
-        selected &= ~np.isin(self._data.client, list(refusals))
+        selected = self._mechanism.sampling.select(coins, self._data.units, request.round)
+        selected &= ~np.isin(self._data.client, list(left_out))
         set_weight(self._head, request.parameters)
         batch = self._data.batch(selected)
         num_selected = int(selected.sum())
@@ -177,7 +198,7 @@ class Node:
             rows = torch.Tensor.numpy(gradients)
         if self._clipping is not None and request.clipping_norm is not None:
             rows = self._clipping.with_bits(rows, request.clipping_norm)
-        return clip_and_sum(rows, self._data.client[selected], self._num_clients, mechanism.max_grad_norm)
+        return rows, self._data.client[selected]
 
     def _private_steps(
         self,

@@ -89,7 +89,9 @@ def build_report(run: Path) -> Report:
             "private_rng": header.private_rng,
             "facts": dict(header.facts),
             "claim": claim_rows(federation, nodes),
-            "further_adversaries": [asdict(other) for other in further_adversaries(header.trust)],
+            "further_adversaries": [
+                asdict(other) for other in further_adversaries(header.trust, header.facts.get("colluders"))
+            ],
             "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
             "rounds_reserved": len(federation.reservations),
             "rounds_committed": len(federation.committed),
@@ -134,6 +136,11 @@ def _rows(view: LedgerView) -> list[dict[str, Any]]:
                 "epsilon_if_random_numbers_were_private": None
                 if view.header.private_rng or trusted
                 else _finite(epsilon(nominal, view.header.target_delta)),
+                **(
+                    {"epsilon_if_sums_were_masked": _finite(epsilon(nominal, view.header.target_delta))}
+                    if view.simulated and adversary is Adversary.SERVER
+                    else {}
+                ),
                 "delta": view.header.target_delta,
                 "unit": view.header.unit.value,
                 "events": [{"count": n, "event": e.to_json()} for e, n in sorted(nominal.items(), key=str)],
@@ -213,6 +220,9 @@ def _summary(view: LedgerView, claim: list[dict[str, Any]]) -> str:
     server = {
         Trust.CENTRAL: "the server is trusted and sees every client's un-noised sum",
         Trust.LOCAL: "nobody is trusted: the same holds against the server",
+        Trust.DISTRIBUTED: "the server sees noised sums alone: the same holds against it"
+        if not view.simulated
+        else "secure aggregation was SIMULATED: nothing holds against the server in this run",
     }.get(view.header.trust, "see the table for the server")
     return (
         f"{who} in this federation is protected: whoever reads what was released can tell whether "
@@ -227,6 +237,19 @@ def _noise_assumptions(view: LedgerView) -> list[str]:
     if not any(isinstance(event, GaussianEvent) and event.noise == "continuous" for event in events):
         return []
     return ["Noise is continuous (double precision); the attack on the low-order bits of floats is not excluded."]
+
+
+def _secure_assumptions(view: LedgerView) -> list[str]:
+    facts = view.header.facts
+    if view.simulated:
+        return [
+            "Secure aggregation was simulated: this process saw every client's integers, with one noise share each."
+        ]
+    return [
+        f"At most {facts.get('colluders')} clients of a round work with the server or leave out their noise; identity keys "
+        "were exchanged out of band (in a simulated federation one process made them all).",
+        "X25519, Ed25519, AES-256 and HKDF-SHA256 hold: protection against the server is computational.",
+    ]
 
 
 def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
@@ -253,6 +276,8 @@ def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
             f"{evaluated:,} evaluation users, split off by hash before training, are NOT protected: "
             "the evaluation figures are computed from their votes."
         )
+    if header.trust is Trust.DISTRIBUTED:
+        lines += _secure_assumptions(view)
     if header.trust is Trust.CENTRAL:
         lines.append("The server adds the promised noise and forgets the clients' sums: trusted, not checked.")
     return lines

@@ -46,6 +46,9 @@ def epsilon_text(row: dict[str, Any]) -> str:
     if row["trusted"]:
         return "none: trusted"
     if row["epsilon"] is None:
+        masked = row.get("epsilon_if_sums_were_masked")
+        if masked is not None and row["epsilon_if_random_numbers_were_private"] is None:
+            return f"INFINITE: simulated ({rounded_up(masked)} had the sums been masked)"
         as_if = row["epsilon_if_random_numbers_were_private"]
         return "INFINITE" + (f" ({rounded_up(as_if)} had the random numbers been private)" if as_if is not None else "")
     return f"epsilon {rounded_up(row['epsilon'])} at delta {row['delta']:g}, unit {row['unit']}"

@@ -63,7 +63,7 @@ def make_plan(
     """A run's plan from what a recipe says; the noise is sized for the cohort's worst sum.
 
     ``largest_norm`` is the norm of one client's sum over ``max_grad_norm`` that is never clamped: the most units of a client
-    whose rows may point one way (1 for unit ``client``). The booked event is ``plan.noise.event(sample_rate)``.
+    whose rows may point one way (1 for unit ``client``). The booked event is ``plan.event``.
 
     Raises:
         ParameterError: no ring holds the sum, or a number is out of range.

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from privacy.errors import ParameterError
-from privacy.events import canonical
+from privacy.events import GaussianEvent, canonical
 from privacy.secagg.bounds import honest_shares
 from privacy.secagg.codec import Codec
 from privacy.secagg.keys import digest
@@ -94,6 +94,13 @@ class SecAggPlan:
                 "The server may split its clients' views, and colluders may leave out their noise.",
                 "Size the noise with Cohort.honest_shares.",
             )
+
+    @property
+    def event(self) -> GaussianEvent | None:
+        """What one round books against everybody: the un-amplified worst sum with its slack. None without noise."""
+        if not self.noise.sigma:
+            return None
+        return self.noise.event(1.0, clients=self.cohort.largest, rounding_failure=self.codec.rounding_failure)
 
     @cached_property
     def digest(self) -> bytes:

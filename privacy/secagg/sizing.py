@@ -8,7 +8,6 @@ printed, never refunded (guarantees.md rule 9).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -98,9 +97,17 @@ class ShareNoise:
         """Of all draws of one round at one client against the exact law."""
         return self.coordinates * DiscreteGaussian.of(self.sigma).total_variation
 
-    def event(self, sample_rate: float) -> GaussianEvent:
-        """The booked event; ``sample_rate`` is the rate of coins tossed inside clients, 1.0 for none."""
-        return GaussianEvent(self.effective_multiplier, sample_rate)
+    def event(self, sample_rate: float, *, clients: int = 1, rounding_failure: float = 0.0) -> GaussianEvent:
+        """The booked event, with its slack.
+
+        Args:
+            sample_rate: rate of coins tossed inside clients, unseen by the adversary; 1.0 for none.
+            clients: most shares in one sum; each is within the sampler's total variation of the exact law.
+            rounding_failure: beta of the codec. A round whose dither is bad may show the unit in full; replacing the unit
+                by nothing there costs a total variation of beta, and of q beta if the unit takes part with probability q.
+        """
+        variation = clients * self.total_variation + sample_rate * rounding_failure
+        return GaussianEvent(self.effective_multiplier, float(sample_rate), "discrete", self.slack, variation)
 
     def variance_of(self, shares: int) -> float:
         """Variance of the noise in every coordinate of a sum with this many shares, in squared steps."""
@@ -123,57 +130,9 @@ def sized_sigma(multiplier: float, sensitivity2: int, honest_shares: int) -> flo
     return math.sqrt((multiplier**2 * sensitivity2 + _SMOOTHING[-1] ** 2) / max(honest_shares, 1))
 
 
-@dataclass(frozen=True)
-class Slack:
-    """What a run books beyond its Gaussian events.
-
-    Attributes:
-        log_ratio: Lambda over all rounds; delta is divided by its exponential, epsilon grows by twice it.
-        delta: per unit e^epsilon: T (q beta + n tv); rounding failures and the sampler's total variation.
-    """
-
-    log_ratio: float
-    delta: float
-
-    def epsilon(self, spent: Callable[[float], float], delta: float) -> float:
-        """Epsilon at ``delta``, of an accountant ``spent(delta)`` that knows the events.
-
-        A round whose dither is bad may show the unit in full: replacing the unit by nothing there costs a total variation
-        of q beta. In the direction where the unit is in the right-hand side it is multiplied by e^epsilon, so that is what
-        is taken from delta; epsilon is found by iterating once from the uncorrected value, and checked.
-
-        Raises:
-            ParameterError: the corrections leave nothing of delta.
-        """
-        guess = spent(delta) + 2 * self.log_ratio
-        if math.isinf(guess):
-            return guess
-        for _ in range(20):
-            guess += 1e-9
-            left = delta - (1 + math.exp(min(guess, 500.0))) * self.delta
-            if left <= 0:
-                break
-            found = spent(left * math.exp(-self.log_ratio)) + 2 * self.log_ratio
-            if found <= guess:
-                return guess
-            guess = found
-        raise ParameterError(
-            f"delta={delta:g} does not cover rounding failures of {self.delta:g} over the run.",
-            "The dither may fail that often, times e^epsilon.",
-            "Use a smaller rounding_failure or fewer rounds.",
-        )
-
-
-def slack_of(noise: ShareNoise, *, rounding_failure: float, sample_rate: float, rounds: int, clients: int) -> Slack:
-    """Slack of a run. ``clients``: shares in one sum, all of which are within the sampler's total variation."""
-    variation = clients * noise.total_variation if noise.sigma else 0.0
-    return Slack(rounds * noise.slack, rounds * (sample_rate * rounding_failure + variation))
-
-
 def distributed_epsilon(
     noise: ShareNoise, *, rounding_failure: float, sample_rate: float, rounds: int, clients: int, delta: float
 ) -> float:
     """Epsilon of ``rounds`` rounds against whoever sees the sums but neither coins nor honest shares."""
-    event = noise.event(sample_rate)
-    slack = slack_of(noise, rounding_failure=rounding_failure, sample_rate=sample_rate, rounds=rounds, clients=clients)
-    return slack.epsilon(lambda left: epsilon({event: rounds}, left), delta)
+    event = noise.event(sample_rate, clients=clients, rounding_failure=rounding_failure)
+    return epsilon({event: rounds}, delta)

@@ -54,6 +54,14 @@ def answer_bundle(client: SecAggClient, bundle: bytes, contribute: Callable[[Tic
     return BundleReply(join(replies), tuple(refusals))
 
 
+def wants_vector(bundle: bytes) -> bool:
+    """True if a request for a vector is in the bundle, checked or not; False if it cannot be taken apart."""
+    try:
+        return any(part[: len(MAGIC)] != MAGIC for part in divide(bundle, at_most=_PARTS))
+    except MalformedMessage:
+        return False
+
+
 def _answer(client: SecAggClient, request: bytes, contribute: Callable[[Ticket], NoisedShare]) -> bytes:
     if request[: len(MAGIC)] == MAGIC:
         return client.answer(request)
@@ -90,17 +98,31 @@ class TwoTripServer:
         invite: Callable[[int], Sequence[int]],
         rounds: int,
         first_round: int = 1,
+        closure: bytes = b"",
     ) -> None:
-        """``invite`` names who is asked in a round; ``rounds`` sums are wanted; ``first_round`` is above all used ones."""
+        """``invite`` names who is asked in a round; ``rounds`` sums are wanted; ``first_round`` is above all used ones.
+
+        ``closure``: of the last sum that an earlier process unmasked.
+        """
         self._plan, self._identity, self._clients, self._invite = plan, identity, dict(clients), invite
         self._wanted, self._next_number = rounds, first_round
         self._current: SecAggServer | None = None
         self._next: SecAggServer | None = None
-        self._closure = b""
+        self._closure = closure
         self._sent: list[tuple[Iterable[int], Callable[[int, bytes], bool]]] = []
         self.trip = Trip.KEYS
         self.aborted: list[RoundAborted] = []
         self.faults: dict[int, str] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """True while vectors are asked for or being unmasked: something of a round may have left clients."""
+        return self._current is not None
+
+    @property
+    def closure(self) -> bytes:
+        """Of the last sum, to be kept over a restart: the clients want to see it next."""
+        return self._closure
 
     @property
     def finished(self) -> bool:

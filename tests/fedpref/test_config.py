@@ -22,7 +22,7 @@ from fedpref.recipes import (
     recipes_folder,
     validate_recipe,
 )
-from privacy.errors import CalibrationError, ParameterError
+from privacy.errors import CalibrationError
 from privacy.units import PrivacyUnit
 from tests.tiny import make_recipe, recipe_tree, write_recipe
 
@@ -177,10 +177,3 @@ def test_an_epsilon_that_no_noise_reaches_is_coded(tmp_path: Path) -> None:
         make_plan(make_recipe(tmp_path, privacy=privacy, federation__num_rounds=1000))
     assert caught.value.code == "FP411"
     assert "target_epsilon" in caught.value.fix
-
-
-def test_trust_distributed_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="distributed is not available yet") as caught:
-        make_plan(make_recipe(tmp_path, privacy__trust="distributed"))
-    assert "`central`" in caught.value.fix
-    assert "`local`" in caught.value.fix

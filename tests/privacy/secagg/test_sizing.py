@@ -14,11 +14,11 @@ from scipy import stats
 
 from privacy.accounting import epsilon
 from privacy.errors import MechanismMisuseError, ParameterError
-from privacy.events import GaussianEvent
+from privacy.events import GaussianEvent, event_from_json
 from privacy.secagg.choice import make_plan
 from privacy.secagg.plan import Cohort, SecAggPlan
 from privacy.secagg.shares import make_share, simulated_sum
-from privacy.secagg.sizing import ShareNoise, Slack, distributed_epsilon, slack_of
+from privacy.secagg.sizing import ShareNoise, distributed_epsilon
 from privacy.units import PrivacyUnit
 from tests.privacy.secagg.federation import RNG, plan, share
 from tests.privacy.secagg.test_bounds import gaussian
@@ -124,9 +124,10 @@ def test_a_plan_that_counts_on_more_honest_shares_than_there_may_be_is_refused()
 
 def test_the_slack_of_a_run_is_far_below_any_printed_digit() -> None:
     noise = ShareNoise.sized(1.67, 1_648_656, 79, 184_320)
-    slack = slack_of(noise, rounding_failure=1e-12, sample_rate=0.05, rounds=200, clients=100)
-    assert slack.log_ratio < 1e-9
-    assert slack.delta == pytest.approx(1e-11, rel=1e-6)
+    event = noise.event(0.05, clients=100, rounding_failure=1e-12)
+    assert 200 * event.log_ratio < 1e-9
+    assert 200 * event.total_variation == pytest.approx(1e-11, rel=1e-6)
+    assert event_from_json(event.to_json()) == event
 
 
 def test_epsilon_with_slack_is_a_little_more_than_that_of_the_event() -> None:
@@ -138,9 +139,11 @@ def test_epsilon_with_slack_is_a_little_more_than_that_of_the_event() -> None:
     assert worse > booked + 1e-3
 
 
-def test_a_delta_that_rounding_failures_use_up_is_refused() -> None:
-    with pytest.raises(ParameterError):
-        Slack(0.0, 1e-5).epsilon(lambda _: 1.0, 1e-5)
+def test_a_delta_that_rounding_failures_use_up_gives_no_finite_epsilon() -> None:
+    noise = ShareNoise.sized(8.0, 1_000_000, 8, 1000)
+    assert math.isinf(
+        distributed_epsilon(noise, rounding_failure=1e-6, sample_rate=1.0, rounds=10, clients=10, delta=1e-5)
+    )
 
 
 def chosen(n: int, least: int, colluders: int, z: float = 1.0) -> SecAggPlan:

@@ -1,0 +1,227 @@
+"""A node under secure aggregation: its clients' state machines around the same contributions.
+
+What leaves a client is a vector under its masks with its noise share inside, and small messages about keys and shares.
+Per trip: check every request, ask the terms, book the round, compute, noise, mask, keep all states (durable), let go.
+A round of training gives one vector a client: if one was kept and the exchange was lost, there is no second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpref.channel.base import Failure, RoundRequest
+from fedpref.client.guard import failure
+from fedpref.client.members import Kept, MemberJournal
+from fedpref.client.node import Node
+from privacy.distributed import DistributedMechanism
+from privacy.errors import CodedError, TermsRefusal
+from privacy.ledger import Reservation
+from privacy.secagg.client import SecAggClient, Ticket
+from privacy.secagg.errors import ReplayRefusal
+from privacy.secagg.keys import Identity, Pinned
+from privacy.secagg.messages import replay
+from privacy.secagg.shares import NoisedShare
+from privacy.secagg.two_trip import answer_bundle, wants_vector
+
+
+@dataclass(frozen=True)
+class Identities:
+    """The node's clients' own keys, and whose keys they believe."""
+
+    clients: Mapping[int, Identity]
+    pinned: Pinned
+
+
+@dataclass
+class _Round:
+    """One round of training at this node, once it is booked."""
+
+    reservation: Reservation
+    rows: Mapping[int, npt.NDArray[np.floating[Any]]]
+    bound: float
+    refusals: Mapping[int, CodedError]
+
+
+class SecureNode(Node):
+    """Answers the trips of secure aggregation for its clients; releases nothing but masked vectors."""
+
+    def __init__(
+        self,
+        *,
+        mechanism: DistributedMechanism,
+        members: MemberJournal,
+        identities: Identities | None,
+        max_participations: int | None = None,
+        **common: Any,
+    ) -> None:
+        """``identities``: None for a simulated run, which has no masks. The rest as for ``Node``.
+
+        Raises:
+            RunFolderError, LedgerError: what the clients kept cannot be used; see ``MemberJournal.load``.
+        """
+        super().__init__(mechanism=mechanism, journal=members, **common)
+        self._distributed, self._members, self._identities = mechanism, members, identities
+        self._max_participations = max_participations
+        self._kept: Kept = members.load(self._ledger.holds)
+        self._machines: dict[int, SecAggClient] = {}
+
+    # ---- secure aggregation
+
+    def trip(self, bundles: Mapping[int, bytes], request: RoundRequest | None) -> dict[int, bytes | Failure]:
+        """Answer one trip for every client that has a bundle; ``request`` comes with the one that wants vectors.
+
+        Raises:
+            RunFolderError: the request is for another trainable part.
+            BudgetError: the round would overspend the node's own budget.
+        """
+        if request is not None:
+            self._check(request)
+        wanted = [client for client, bundle in bundles.items() if wants_vector(bundle)]
+        asked = _Lazy(lambda: self._begin(request, wanted))
+        replies = {client: self._answer(client, bundle, request, asked) for client, bundle in bundles.items()}
+        if asked.error is not None and not isinstance(asked.error, (TermsRefusal, ReplayRefusal)):
+            raise asked.error  # no client's refusal: the node itself cannot go on
+        self._kept.states.update({client: machine.to_bytes() for client, machine in self._machines.items()})
+        if asked.value is not None:
+            self._kept.booked(asked.value.reservation, asked.value.rows.keys() - asked.value.refusals.keys())
+        self._members.save(self._kept)
+        if asked.value is not None:
+            self._ledger.commit(asked.value.reservation)
+        return replies
+
+    def _answer(self, client: int, bundle: bytes, request: RoundRequest | None, asked: _Lazy) -> bytes | Failure:
+        guard = self._guards.get(client)
+        if guard is not None and guard.refused is not None:
+            return failure(guard.refused)
+
+        def contribute(ticket: Ticket) -> NoisedShare:
+            if request is None or ticket.model != request.digest:
+                raise replay("A vector is asked for at other parameters than those that came along")
+            return self._share(client, ticket.round, asked())
+
+        try:
+            reply = answer_bundle(self._machine(client), bundle, contribute)
+        except CodedError as error:
+            return failure(error)
+        no = next((error for error in reply.refusals if isinstance(error, TermsRefusal)), None)
+        return failure(no) if no is not None and not any(reply.data) else reply.data
+
+    def _machine(self, client: int) -> SecAggClient:
+        if self._identities is None:
+            raise replay("A masked vector is asked for in a simulated run")
+        if client not in self._machines:
+            guard = self._guards.get(client)
+            self._machines[client] = SecAggClient(
+                client=client,
+                identity=self._identities.clients[client],
+                pinned=self._identities.pinned,
+                plan=self._distributed.secagg,
+                least_cohort=max(2, guard.least_cohort if guard else 2),
+                journal=self._kept.states.get(client),
+            )
+        return self._machines[client]
+
+    # ---- simulation
+
+    def shares(self, request: RoundRequest, number: int, clients: tuple[int, ...]) -> dict[int, NoisedShare | Failure]:
+        """The same integers without masks, for a server in this very process; see ``SimulatedChannel``.
+
+        The booking stays open until the next round is asked for: until then nothing of this one is known to be released.
+        """
+        self._check(request)
+        self.close_round(request.round)
+        try:
+            begun = self._begin(request, clients)
+        except TermsRefusal as no:
+            return dict.fromkeys(clients, failure(no))
+        self._kept.booked(begun.reservation, begun.rows.keys() - begun.refusals.keys())
+        self._members.save(self._kept)
+        replies: dict[int, NoisedShare | Failure] = {}
+        for client in clients:
+            try:
+                replies[client] = self._share(client, number, begun)
+            except CodedError as error:
+                replies[client] = failure(error)
+        return replies
+
+    def close_round(self, before: int) -> None:
+        """Commit an open round that lies before this one: the server went on, so it was released."""
+        interrupted = self._ledger.open_reservation
+        if interrupted is not None and interrupted.round < before:
+            self._ledger.commit(interrupted)
+
+    # ---- one round of training
+
+    def _begin(self, request: RoundRequest | None, clients: Collection[int]) -> _Round:
+        """Ask the terms, book the round, compute the contributions of all clients that are asked and willing."""
+        if request is None:
+            raise replay("A vector is asked for without parameters")
+        if self._identities is not None and self._kept.round >= request.round:
+            self._finish_booking(request.round)
+            raise replay(f"A second vector for round {request.round}: the first may have been sent")
+        refusals = {**self._refusals(request.round), **self._worn_out(request.round)}
+        if refusals.keys() >= set(clients):
+            raise refusals[min(clients)]
+        others = set(range(self._num_clients)) - set(clients)
+        reservation = self._reserve(request.round, {**refusals, **dict.fromkeys(others, _not_asked())})
+        rows, owner = self._contributions(request, refusals.keys() | others)
+        order = np.argsort(owner, kind="stable")
+        edges = np.searchsorted(owner[order], np.arange(self._num_clients + 1))
+        own = {client: rows[order[edges[client] : edges[client + 1]]] for client in clients}
+        return _Round(reservation, own, self._bound_of(request), refusals)
+
+    def _share(self, client: int, number: int, begun: _Round) -> NoisedShare:
+        if client in begun.refusals:
+            raise begun.refusals[client]
+        return self._distributed.share(
+            begun.rows[client], begun.bound, begun.reservation, client, self._rng, number=number
+        )
+
+    def _worn_out(self, round_number: int) -> dict[int, CodedError]:
+        """Clients that took part as often as they ever will; a round that goes on is counted already."""
+        most = self._max_participations
+        if most is None:
+            return {}
+        spent = {
+            client for client, n in self._kept.counts.items() if n >= most and not self._counted(client, round_number)
+        }
+        no = TermsRefusal(
+            "The client took part as often as it will.",
+            f"Its own count of this run stands at {most}.",
+            "Ask other clients.",
+            term="max_participations",
+        )
+        return dict.fromkeys(spent, no)
+
+    def _counted(self, client: int, round_number: int) -> bool:
+        del client
+        return self._kept.round == round_number and self._goes_on(round_number)
+
+
+class _Lazy:
+    """A round that is begun when the first checked request for a vector comes, and once; a refusal is for all."""
+
+    def __init__(self, begin: Callable[[], _Round]) -> None:
+        self._begin = begin
+        self.value: _Round | None = None
+        self.error: CodedError | None = None
+
+    def __call__(self) -> _Round:
+        if self.error is not None:
+            raise self.error
+        if self.value is None:
+            try:
+                self.value = self._begin()
+            except CodedError as error:
+                self.error = error
+                raise
+        return self.value
+
+
+def _not_asked() -> TermsRefusal:
+    return TermsRefusal("The client was not asked.", "It is not in this round's cohort.", "Nothing to do.")

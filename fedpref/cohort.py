@@ -1,0 +1,153 @@
+"""Trust `distributed` from a recipe: cohort bounds, codec and noise; who is asked in which round; what a client pays."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedpref.config import Recipe
+from fedpref.errors import UnsupportedPlanError
+from privacy.secagg.choice import figures, make_plan
+from privacy.secagg.messages import ENTRY, REVEALED
+from privacy.secagg.plan import Cohort, Consistency, SecAggPlan
+from privacy.units import PrivacyUnit, Trust
+
+LEAST_SHARE = 0.9  # of a cohort, where the recipe does not say
+_UNCLOSED = 10  # one round in so many may lack a closure, and two in any run: aborted rounds and restarts
+# Measured by benchmarks/secagg.py on 2 cores of an x86-64 virtual machine, in CPU seconds.
+_PER_ROUND, _PER_MEMBER, _PER_COORDINATE, _PER_PAD = 1.0e-3, 3.2e-4, 1.7e-7, 1.0e-9
+_HEAD, _KEYS, _SIGNED = 340, 560, 420  # bytes of a signed head and of the messages that are little else
+
+
+def cohort_of(recipe: Recipe) -> Cohort:
+    """n_inv, n_min = threshold, colluders.
+
+    Raises:
+        ParameterError: no safe cohort; the text says which numbers would be.
+    """
+    f, p = recipe.federation, recipe.privacy
+    capped = round(p.sample_rate * f.num_units) if p.sampling == "capped" else None
+    largest = capped or f.clients_per_round or f.partition.num_clients or 2
+    least = f.min_clients_per_round or math.ceil(LEAST_SHARE * largest)
+    unclosed = max(2, f.num_rounds // _UNCLOSED)
+    return Cohort(largest, least, least, p.colluders, Consistency(p.consistency), unclosed)
+
+
+def secagg_plan(recipe: Recipe, noise_multiplier: float, bound: float, dimension: int, run: str) -> SecAggPlan:
+    """Codec and noise for a run; the noise is sized for the worst sum that can be unmasked.
+
+    Raises:
+        ParameterError: no safe cohort, or no ring holds the sum.
+    """
+    cohort, p = cohort_of(recipe), recipe.privacy
+    return make_plan(
+        run,
+        cohort,
+        dimension=dimension,
+        max_grad_norm=bound,
+        unit=PrivacyUnit.USER if p.unit is PrivacyUnit.CLIENT else p.unit,
+        largest_norm=_largest_norm(recipe, cohort),
+        noise_multiplier=noise_multiplier,
+    )
+
+
+def _largest_norm(recipe: Recipe, cohort: Cohort) -> float:
+    """R: units of one client that are drawn in one round and may all point one way; beyond it a sum is clamped."""
+    p = recipe.privacy
+    if p.sampling == "capped":
+        return 1.0
+    drawn = p.sample_rate * recipe.federation.num_units / cohort.largest
+    return drawn + 6.0 * math.sqrt(drawn) + 3.0
+
+
+def invited(recipe: Recipe, clients: Sequence[str], round_number: int) -> tuple[int, ...]:
+    """Who is asked in a round: everybody; under `capped` the next ones of a public order that is new after every pass.
+
+    In one pass every client is asked once at most, so after ``cap`` passes nobody was asked more often.
+    """
+    if recipe.privacy.sampling != "capped":
+        return tuple(range(len(clients)))
+    size = cohort_of(recipe).largest
+    number, place = divmod(round_number - 1, len(clients) // size)
+    order = sorted(range(len(clients)), key=lambda i: hashlib.sha256(f"cohort:{number}:{clients[i]}".encode()).digest())
+    return tuple(sorted(order[place * size : (place + 1) * size]))
+
+
+def check_cohort(recipe: Recipe, clients: Sequence[str]) -> None:
+    """The clients that there really are fit the plan.
+
+    Raises:
+        UnsupportedPlanError: too many for one round, too few for the least cohort, or too few for the participations.
+    """
+    if recipe.privacy.trust is not Trust.DISTRIBUTED:
+        return
+    cohort, n, p = cohort_of(recipe), len(clients), recipe.privacy
+    if p.sampling == "capped":
+        passes = math.inf if n < cohort.largest else math.ceil(recipe.federation.num_rounds / (n // cohort.largest))
+        if passes > (p.max_participations or 0):
+            raise UnsupportedPlanError(
+                f"{n} clients do not fill {recipe.federation.num_rounds} rounds of {cohort.largest}.",
+                f"Each takes part {p.max_participations} times at most (privacy.max_participations).",
+                "Lower federation.num_rounds or privacy.sample_rate, or allow more participations (and more noise).",
+            )
+    elif not cohort.least <= n <= cohort.largest:
+        raise UnsupportedPlanError(
+            f"{n} clients, but a round takes {cohort.least} to {cohort.largest}.",
+            "Under trust `distributed` all clients take part in every round, and the noise is sized for these bounds.",
+            "Set federation.clients_per_round to the number of clients.",
+        )
+
+
+@dataclass(frozen=True)
+class SecureCosts:
+    """What secure aggregation costs one client over a run, at full attendance."""
+
+    trips: int
+    bytes_up: int
+    bytes_down: int
+    cpu_seconds: float
+    participations: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, plan: SecAggPlan, dimension: int) -> SecureCosts:
+        """From the plan's sizes: per round keys, shares, vector, unmasking; the parameters down."""
+        n, d, rounds = plan.cohort.largest, plan.codec.coordinates, recipe.federation.num_rounds
+        strict = plan.cohort.consistency is Consistency.STRICT
+        own = min(rounds, recipe.privacy.max_participations or rounds)
+        up = _KEYS + (_HEAD + n * ENTRY) + (_HEAD + plan.codec.upload_bytes) + _SIGNED + (_HEAD + n * REVEALED)
+        agreed = plan.cohort.threshold * _SIGNED
+        down = 4 * _HEAD + n * (_KEYS + ENTRY) + agreed + 8 * dimension + 4 * 6 * n
+        cpu = _PER_ROUND + n * (_PER_MEMBER + d * _PER_PAD) + d * _PER_COORDINATE
+        trips = (3 if strict else 2) * rounds + 2
+        return cls(trips, own * up, own * down, own * cpu, own)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `plan.json`."""
+        return {
+            "trips": self.trips,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "participations": self.participations,
+        }
+
+
+def public_facts(plan: SecAggPlan, mode: str) -> dict[str, Any]:
+    """What the ledgers record of the plan: the reasons behind the booked event."""
+    cohort, shown = plan.cohort, figures(plan.codec, plan.noise, plan.cohort.largest)
+    return {
+        "secure_aggregation": mode,
+        "consistency": cohort.consistency.value,
+        "colluders": cohort.colluders,
+        "clients_per_round": cohort.largest,
+        "min_clients_per_round": cohort.least,
+        "honest_shares": cohort.honest_shares,
+        "ring_bits": plan.codec.bits,
+        "grid_steps": plan.codec.steps,
+        "sensitivity_steps": shown["sensitivity"],
+        "sigma_share_steps": shown["sigma_share"],
+        "wrap_probability": shown["wrap_probability"],
+    }
