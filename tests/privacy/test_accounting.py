@@ -164,9 +164,9 @@ def test_a_delta_that_is_no_probability_is_refused(delta: float) -> None:
 @pytest.fixture
 def fresh_cache() -> Iterator[None]:
     """No epsilon of another test, and none of this test for others."""
-    accounting._epsilon.cache_clear()
+    accounting.rows_epsilon.cache_clear()
     yield
-    accounting._epsilon.cache_clear()
+    accounting.rows_epsilon.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_cache")
@@ -174,6 +174,13 @@ def fresh_cache() -> Iterator[None]:
 def test_accountants_that_disagree_raise_a_dispute(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     monkeypatch.setattr(accounting, "pld_epsilon", lambda *_, **__: 5.0 * wrong)
     monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: 5.0)
+    with pytest.raises(AccountantDisputeError):
+        of(4.0, 0.5, 1)
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_the_closed_form_of_unamplified_gaussians_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "analytic_epsilon", lambda *_: 50.0)
     with pytest.raises(AccountantDisputeError):
         of(4.0, 1.0, 1)
 
@@ -183,14 +190,14 @@ def test_accountants_that_disagree_raise_a_dispute(monkeypatch: pytest.MonkeyPat
 def test_accountants_within_the_tolerance_do_not(monkeypatch: pytest.MonkeyPatch, pld: float, rdp: float) -> None:
     monkeypatch.setattr(accounting, "pld_epsilon", lambda *_, **__: pld)
     monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: rdp)
-    assert of(4.0, 1.0, 1) == pld
+    assert of(4.0, 0.5, 1) == pld
 
 
 @pytest.mark.usefixtures("fresh_cache")
 def test_an_epsilon_of_renyi_that_is_no_number_is_a_dispute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: math.nan)
     with pytest.raises(AccountantDisputeError):
-        of(8.0, 1.0, 1)
+        of(8.0, 0.5, 1)
 
 
 @pytest.mark.usefixtures("fresh_cache")
@@ -205,7 +212,7 @@ def test_beyond_any_meaning_epsilon_is_infinite_and_no_loss_distribution_is_buil
 
     monkeypatch.setattr(accounting, "pld_epsilon", never)
     monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_, **__: rdp)
-    assert of(4.0, 1.0, 1) == math.inf
+    assert of(4.0, 0.5, 1) == math.inf
 
 
 def test_next_to_no_noise_is_no_privacy() -> None:
@@ -222,7 +229,7 @@ def test_a_coarser_grid_errs_upwards(interval: float) -> None:
 
 def test_numbers_beyond_the_accountants_are_refused_with_a_code() -> None:
     with pytest.raises(UnsupportedEventError):
-        of(1e300, 1.0, 1)
+        of(1e300, 0.5, 1)
 
 
 def test_the_accountants_log_level_is_given_back() -> None:
