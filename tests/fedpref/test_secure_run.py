@@ -13,7 +13,7 @@ import yaml
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.channel.secure import SecureChannel, ServerMemory
 from fedpref.client.secure import SecureNode
-from fedpref.cohort import invited
+from fedpref.cohort import check_cohort, invited
 from fedpref.config import Recipe
 from fedpref.errors import RecipeError, RunFolderError, TooFewClientsError, UnsupportedPlanError
 from fedpref.folder import RunFolder
@@ -260,7 +260,9 @@ def test_terms_may_demand_distributed_and_refuse_other_trusts_and_small_cohorts(
     r = recipe(tmp_path, federation__terms=str(terms))
     _, said = run(r)
     assert [total.survivors for total in seen] == [(0, 1, 3)] * 4
-    assert sum("refused by the client's terms: min_clients" in line for line in said) == 3  # asked along with rounds 1 to 3
+    assert (
+        sum("refused by the client's terms: min_clients" in line for line in said) == 3
+    )  # asked along with rounds 1 to 3
     central = make_recipe(
         tmp_path / "a",
         federation__terms=str(terms),
@@ -315,8 +317,6 @@ def test_the_public_order_asks_each_client_once_in_a_pass(tmp_path: Path) -> Non
         assert len(asked) == len(set(asked)) == 40
     assert rounds[0] != rounds[5]
     with pytest.raises(UnsupportedPlanError, match="do not fill"):
-        from fedpref.cohort import check_cohort
-
         check_cohort(r, names[:31])  # three rounds a pass: eight rounds take three passes
 
 
