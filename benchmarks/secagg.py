@@ -1,6 +1,7 @@
 """Cost of secure aggregation: one client, one server, no transport; and the codec's error against the exact sum.
 
     python -m benchmarks.secagg [--json] [--quick]
+    python -m benchmarks.secagg --only utility          what it costs in accuracy; see secagg_utility.py
 
 CPU seconds of one process (``time.process_time``, best of three for the client, one run for the server). The vectors of
 all but one client are made up: any bytes of the right length are a masked vector. Flower's SecAgg+ functions run beside
@@ -230,8 +231,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--quick", action="store_true", help="nothing above one million parameters")
+    parser.add_argument(
+        "--only", choices=["utility"], help="accuracy under trust `distributed`; needs torch and the model"
+    )
+    parser.add_argument("--folds", default="0,1,2,3,4,5,6", help="of --only utility")
     arguments = parser.parse_args()
-    result = measure(arguments.quick)
+    if arguments.only == "utility":
+        from benchmarks.secagg_utility import utility
+
+        result: dict[str, Any] = {"utility": utility([int(i) for i in arguments.folds.split(",")])}
+    else:
+        result = measure(arguments.quick)
     if arguments.json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     else:

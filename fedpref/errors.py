@@ -89,7 +89,7 @@ class NoNetworkError(CodedError):
 class TooFewClientsError(CodedError):
     """Rounds of secure aggregation that do not come about: too few clients answer."""
 
-    code = "FP301"
+    code = "FP505"
 
 
 class RunFolderError(CodedError):

@@ -39,7 +39,11 @@ def further_adversaries(trust: Trust, colluders: int | None = None) -> tuple[Fur
     together, active, malicious = _STATEMENTS[trust]
     c = "c" if colluders is None else str(colluders)
     return (
-        FurtherAdversary("server_and_colluding_clients", f"server with {c} colluding clients", together.format(c=c)),
+        FurtherAdversary(
+            "server_and_colluding_clients",
+            f"server with {c} colluding client{'' if c == '1' else 's'}",
+            together.format(c=c),
+        ),
         FurtherAdversary("active_server", "active server (lies, replays, asks twice)", active.format(c=c)),
         FurtherAdversary("malicious_clients", "malicious clients (wrong or hostile sums)", malicious.format(c=c)),
     )
@@ -57,7 +61,7 @@ _STATEMENTS = {
         "others' privacy is unchanged; a false sum is not told from a noisy one",
     ),
     Trust.DISTRIBUTED: (
-        "as against the server: the booked noise is that of the other clients alone (up to {c} colluders)",
+        "as against the server: the booked noise is that of the other clients alone ({c} may collude)",
         "as against the server: clients refuse other keys, lists, plans and second answers; it can only stop rounds",
         "others' privacy is unchanged for up to {c} of them; a well-formed lie inside the mask is not bounded",
     ),

@@ -92,7 +92,7 @@ class SecureChannel:
         """``clients``: pinned identity keys; ``invited``: whom a round of the training asks; ``rounds``: how many are left."""
         self._transport, self._memory, self._warn, self._invited = transport, memory, warn, invited
         self._round, self._asked, self._lost = 1, False, 0
-        self._faults: dict[int, str] = {}
+        self._faults, self._silent = dict[int, str](), set[tuple[int, int]]()
         self._server = TwoTripServer(
             plan=plan,
             identity=identity,
@@ -140,7 +140,8 @@ class SecureChannel:
             self._asked = server.under_way
         replies = self._transport.trip(bundles, request if vectors and server.under_way else None)
         for client, reply in replies.items():
-            if isinstance(reply, Failure):
+            if isinstance(reply, Failure) and (client, request.round) not in self._silent:
+                self._silent.add((client, request.round))
                 self._warn(f"client {client} did not answer round {request.round}: {reply.why}")
         total = server.take({client: reply for client, reply in replies.items() if isinstance(reply, bytes)})
         if total is not None:

@@ -98,7 +98,10 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     for row in the_plan.rows:
         yield _row(row)
     for other in further_adversaries(p.trust, the_plan.colluders):
-        yield f"    {other.described:<44} {other.statement}"
+        if the_plan.colluders is not None and other.name == "server_and_colluding_clients":
+            yield _row(the_plan.rows[-1], other.described)
+        else:
+            yield f"    {other.described:<44} {other.statement}"
     if the_plan.secure_costs is not None:
         yield from _secure_lines(the_plan, the_plan.secure_costs)
     if the_plan.node_rows:
@@ -154,6 +157,6 @@ def _cell(row: AdversaryRow, value: float) -> str:
     return "none: trusted" if row.trusted else rounded_up(value) if math.isfinite(value) else "INFINITE"
 
 
-def _row(row: AdversaryRow) -> str:
-    who = row.adversary.described.split(" (")[0]
+def _row(row: AdversaryRow, described: str = "") -> str:
+    who = described or row.adversary.described.split(" (")[0]
     return f"    {who:<44} {_cell(row, row.epsilon_per_round):>14} {_cell(row, row.epsilon_total):>14}"

@@ -131,8 +131,13 @@ class SecureNode(Node):
     def shares(self, request: RoundRequest, number: int, clients: tuple[int, ...]) -> dict[int, NoisedShare | Failure]:
         """The same integers without masks, for a server in this very process; see ``SimulatedChannel``.
 
+        Raises:
+            ReplayRefusal: the run is not a simulated one.
+
         The booking stays open until the next round is asked for: until then nothing of this one is known to be released.
         """
+        if self._identities is not None:
+            raise replay("Unmasked integers are asked for in a run with masks")
         self._check(request)
         self.close_round(request.round)
         try:

@@ -108,11 +108,12 @@ def build_report(run: Path) -> Report:
 
 
 def claim_rows(federation: LedgerView, nodes: Sequence[LedgerView]) -> list[dict[str, Any]]:
-    """The rows that are claimed: the federation's; under trust ``local`` the worst of the nodes', whose users are disjoint.
+    """The rows that are claimed: the federation's; unless the server is trusted the worst of the nodes', whose users are
+    disjoint, as well.
 
     A round that one node had to repeat is in that node's books alone (guarantees.md "Ledgers").
     """
-    views = [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]
+    views = [federation] if federation.header.trust is Trust.CENTRAL else [*nodes, federation]
     tables = [_rows(view) for view in views]
     return [max(rows, key=_badness) for rows in zip(*tables, strict=True)]
 

@@ -84,7 +84,7 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
         _check_report(run, finished=manifest is not None, verdict=verdict)
     if federation:
         nodes = [view for name, view in views.items() if view and name != FEDERATION]
-        for view in [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]:
+        for view in [federation] if federation.header.trust is Trust.CENTRAL else [*nodes, federation]:
             _epsilons(view, verdict)
 
 

@@ -122,7 +122,7 @@ NO_NOISE = ("privacy.target_epsilon=null", "privacy.noise_multiplier=0")  # noth
         (("plan", "quikstart"), "FP102", "Did you mean 'quickstart'"),
         (("plan", "quickstart", "privacy.epsilon=1"), "FP101", "unknown key 'privacy.epsilon'"),
         (("plan", "quickstart", "nonsense"), "FP101", "key.sub=value"),
-        (("plan", "quickstart", "privacy.trust=distributed"), "FP401", "not available yet"),
+        (("plan", "quickstart", "federation.min_clients_per_round=6"), "FP401", "No safe cohort"),
         (("plan", "quickstart", "datasets=[nowhere]", *NO_NOISE), "FP201", "No data set 'nowhere'"),
         (("run", "nowhere"), "FP102", "No recipe"),
         (("report", "no/such/folder"), "FP420", "ledger"),

@@ -177,3 +177,10 @@ def test_an_epsilon_that_no_noise_reaches_is_coded(tmp_path: Path) -> None:
         make_plan(make_recipe(tmp_path, privacy=privacy, federation__num_rounds=1000))
     assert caught.value.code == "FP411"
     assert "target_epsilon" in caught.value.fix
+
+
+def test_a_cohort_that_a_lying_server_could_split_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    changes = {"privacy__trust": "distributed", "federation__partition__num_clients": 9}
+    with pytest.raises(ParameterError, match="No safe cohort") as caught:
+        make_plan(make_recipe(tmp_path, federation__min_clients_per_round=6, **changes))
+    assert "two thirds" in caught.value.fix

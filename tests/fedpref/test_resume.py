@@ -21,9 +21,12 @@ import pytest
 
 import fedpref
 import fedpref.api
+import fedpref.channel.secure
+import fedpref.client.members
 import fedpref.client.work
 import fedpref.folder
 import fedpref.journal
+import fedpref.keyring
 import fedpref.release
 from fedpref.config import Recipe
 from fedpref.journal import Checkpoints, SealedJournal
@@ -98,7 +101,10 @@ class Killer:
             done: bool = self.point("publish", lambda: rename(checkpoints, number), lambda: None)
             return done
 
-        modules = (fedpref.journal, fedpref.folder, fedpref.client.work, fedpref.release)
+        modules = (
+            *(fedpref.journal, fedpref.folder, fedpref.client.work, fedpref.release),
+            *(fedpref.channel.secure, fedpref.client.members, fedpref.keyring),
+        )
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(ChainWriter, "__init__", remember))
             stack.enter_context(mock.patch.object(ChainWriter, "append", append_line))

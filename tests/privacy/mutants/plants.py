@@ -220,7 +220,24 @@ def terms_after_the_data() -> None:
     Node._refusals = lambda self, number: {}  # type: ignore[method-assign]
 
 
-NOT_YET = "secure aggregation (privacy/secagg) is not part of this version's runs yet"
+def survivor_lists() -> None:
+    """A client answers a second list of survivors: who is on the first and not on the second loses both secrets."""
+    from privacy.secagg.client import SecAggClient
+
+    def open_ended(self: Any, r: Any, kind: str, header: bytes, reply: bytes) -> bytes:
+        r.replies[kind] = (header, reply)  # nothing is erased, and the round stays open
+        return reply
+
+    SecAggClient._finished = open_ended  # type: ignore[method-assign]
+
+
+def mask_seeds() -> None:
+    """Pads follow from the first 32 bits of their keys; all sums come out right."""
+    from privacy.secagg import masks
+
+    stream = masks._stream
+    masks._stream = lambda key: stream(key[:4] + bytes(28))
+
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
@@ -283,8 +300,18 @@ MUTANTS: tuple[Mutant, ...] = (
         (NODE + "test_a_person_with_long_gradients_moves_a_message_by_the_clipping_norm_and_no_more",),
         rows_clipped,
     ),
-    Mutant("survivor_lists", "overlap of survivor and dropped lists", (), None, NOT_YET),
-    Mutant("mask_seeds", "masks from a 32-bit seed", (), None, NOT_YET),
+    Mutant(
+        "survivor_lists",
+        "overlap of survivor and dropped lists",
+        ("tests/adversary/test_secagg_server.py::test_no_two_lists_of_survivors_are_answered_by_one_client",),
+        survivor_lists,
+    ),
+    Mutant(
+        "mask_seeds",
+        "masks from a 32-bit seed",
+        ("tests/privacy/secagg/test_primitives.py::test_pads_are_the_key_stream_of_aes_and_cancel",),
+        mask_seeds,
+    ),
     Mutant(
         "metrics_beside_the_weights",
         "un-noised metrics beside noised weights",

@@ -151,3 +151,17 @@ def test_a_server_refuses_to_invite_fewer_than_the_least_cohort_or_strangers() -
     for invited in (range(3), range(6), [0, 1, 2, 77]):
         with pytest.raises(RoundAborted):
             server(p).invitation(tuple(invited))
+
+
+def test_a_client_that_missed_the_closure_of_its_last_round_joins_again() -> None:
+    """It is shown that of a later round: as good as none, which it takes ``unclosed`` times a run."""
+    p = plan(5, unclosed=1)
+    people = {i: client(p, i) for i in range(5)}
+    closure = run_round(p, clients=people).server.closure
+    for number in (2, 3):
+        gone = {"keys": [2]} if number == 2 else {}
+        outcome = run_round(p, clients=people, round_number=number, closure=closure, silent=gone)
+        closure = outcome.server.closure
+    assert outcome.total.survivors == (0, 1, 2, 3, 4)
+    assert people[2]._state.unclosed == 1
+    assert people[1]._state.unclosed == 0
