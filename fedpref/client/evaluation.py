@@ -1,0 +1,59 @@
+"""What one evaluation user contributes to federated evaluation: a short bounded vector, never a vote.
+
+Per group g of pairs (seen topics, unseen topics) a user who has pairs in g contributes (1, m) with m the mean of
++1 (right), -1 (wrong), 0 (tie or not finite) over the user's own pairs in g; a user without pairs there (0, 0). So
+each group adds at most 2 to the squared norm, a user's whole vector is at most sqrt(2 G) long, and accuracy is
+1/2 + sum(m) / (2 sum(1)). Counting from -1 to 1 instead of 0 to 1 halves what the noise does to the accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.clipping import ClippedSum, clip_and_sum
+
+Vector = npt.NDArray[np.float64]
+
+
+def evaluation_bound(num_groups: int) -> float:
+    """The l2 bound of one user's vector, sqrt(2 G), with room for clipping slightly inside it (rule 5)."""
+    return math.sqrt(2 * num_groups) * (1 + 2e-6)
+
+
+def evaluation_sums(
+    correct: Sequence[Vector], users: Sequence[npt.NDArray[np.str_]], client_of: dict[str, int], num_clients: int
+) -> list[ClippedSum]:
+    """One clipped sum per client, of dimension 2 G: presences of the groups, then mean margins.
+
+    Args:
+        correct: per group and pair 1, 0.5 or 0 as ``reward.evaluate.pair_correct`` has it, shape [pairs of the group].
+        users: per group the user of every pair; a user's pairs in one group become one mean.
+        client_of: the one client of every user.
+        num_clients: each gets a sum, also without an evaluation user.
+
+    Guarantees: a user moves the sum of the user's client by at most ``evaluation_bound``, and no other.
+
+    | case | result |
+    |---|---|
+    | no user | zeros of the same size |
+    | a figure that is NaN, infinite or outside [0, 1] | the pair counts as a tie |
+    | a user in all groups | at most the bound, cut to the grid |
+    """
+    names = sorted({name for group in users for name in group.tolist()})
+    row = {name: i for i, name in enumerate(names)}
+    groups = len(users)
+    table = np.zeros((len(names), 2 * groups))
+    for g, (figures, owners) in enumerate(zip(correct, users, strict=True)):
+        inside = np.where(np.isfinite(figures), figures, 0.5)
+        margins = 2.0 * np.where((inside >= 0) & (inside <= 1), inside, 0.5) - 1.0
+        owner = np.array([row[name] for name in owners.tolist()], dtype=np.int64)
+        count = np.bincount(owner, minlength=len(names))
+        total = np.bincount(owner, weights=margins, minlength=len(names))
+        table[:, g] = count > 0
+        table[:, groups + g] = total / np.maximum(count, 1)
+    clients = np.array([client_of[name] for name in names], dtype=np.int64)
+    return clip_and_sum(table, clients, num_clients, evaluation_bound(groups))
