@@ -152,12 +152,13 @@ def reasoning() -> dict[str, Any]:
     data, projection = bench.federated(recipe), bench.projection(recipe)
     weight, epsilon, _ = bench.train(recipe, projection, data)
     result = improve_and_compare(recipe, RewardModel(bench.extractor, projection, weight.astype(np.float32)), [])
-    for name, means in result["test prompts"]["rewards"].items():
-        low, high = means["difference_interval"]
-        print(
-            f"{name:<14} {means['base']:.3f} -> {means['policy']:.3f}   difference {means['difference']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}]   {means['prompts']} problems"
-        )
+    for group in policy_of(recipe).test_prompts or ():
+        for name, means in result[group]["rewards"].items():
+            low, high = means["difference_interval"]
+            print(
+                f"{group:<16} {name:<14} {means['base']:.3f} -> {means['policy']:.3f}   difference "
+                f"{means['difference']:+.3f} [{low:+.3f}, {high:+.3f}]   {means['prompts']} problems"
+            )
     return {"epsilon": epsilon, **result}
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from privacy.units import PrivacyUnit, Trust
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Names = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+]
 
 
 class Block(BaseModel):
@@ -200,10 +203,10 @@ class PolicyConfig(Block):
 
     method: Literal["grpo", "dpo"] = "grpo"
     """`grpo`: rewards within groups of own samples; `dpo`: the best against the worst of own samples."""
-    prompts: str
-    """Name or YAML of a public prompt-only data set; prompts of `evaluation.unseen_topics` are held out."""
-    test_prompts: str | None = None
-    """Another public prompt-only data set to evaluate on; else the prompts themselves and those of the unseen topics."""
+    prompts: Names
+    """Name or YAML of a public prompt-only data set, or a list of them; prompts of `evaluation.unseen_topics` are held out."""
+    test_prompts: Names | None = None
+    """Other public prompt-only data sets to evaluate on; else the prompts themselves and those of the unseen topics."""
     prompt_suffix: str = ""
     """Appended to every prompt's last message, for example to ask for a format."""
     reward_funcs: Annotated[tuple[str, ...], Field(min_length=1)] = ("reward_model",)

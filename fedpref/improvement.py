@@ -50,13 +50,16 @@ def load_groups(recipe: Recipe, config: PolicyConfig) -> Groups:
     unseen = recipe.evaluation.unseen_topics
     train = _rows(config, config.prompts, unseen)
     if config.test_prompts is not None:
-        return Groups(train, {"test prompts": _rows(config, config.test_prompts, (), training=False)})
+        names = {find_dataset(name).name: name for name in config.test_prompts}
+        return Groups(train, {group: _rows(config, (name,), (), training=False) for group, name in names.items()})
     held_out = [row for row in _rows(config, config.prompts, ()) if row["topic"] in unseen]
     return Groups(train, {"seen topics": train, "unseen topics": held_out})
 
 
-def _rows(config: PolicyConfig, name: str, leave_out: tuple[str, ...], *, training: bool = True) -> Rows:
-    rows: Rows = [dict(row) for row in load_prompts(name, leave_out, training=training)]
+def _rows(config: PolicyConfig, names: tuple[str, ...], leave_out: tuple[str, ...], *, training: bool = True) -> Rows:
+    sets = [load_prompts(name, leave_out, training=training) for name in names]
+    columns = set.intersection(*(set(rows.column_names) for rows in sets))  # a reward function sees what all rows have
+    rows: Rows = [{key: value for key, value in row.items() if key in columns} for rows in sets for row in rows]
     for row in rows:
         *earlier, last = row["prompt"]
         row["prompt"] = [*earlier, {**last, "content": last["content"] + config.prompt_suffix}]
@@ -139,7 +142,7 @@ def policy_line(step: int, total: int, figures: Figures) -> str:
 def inputs_record(recipe: Recipe, config: PolicyConfig, folder: RunFolder, task: PolicyTask) -> dict[str, Any]:
     """What the policy was made from, with digests: everything in it is public or released."""
     reward = folder.release / "reward"
-    names = [config.prompts, *([config.test_prompts] if config.test_prompts else [])]
+    names = (*config.prompts, *(config.test_prompts or ()))
     return {
         "schema": "fedpref-policy-1",
         "base_model": recipe.model_name_or_path,

@@ -297,7 +297,7 @@ def _rows(mechanism: GaussianMechanism, rounds: int, delta: float, *, node: bool
 def data_names(recipe: Recipe) -> list[str]:
     """Every data set that a recipe names, each once."""
     policy = recipe.policy
-    prompts = [] if policy is None else [policy.prompts, *([policy.test_prompts] if policy.test_prompts else [])]
+    prompts = () if policy is None else (*policy.prompts, *(policy.test_prompts or ()))
     return list(dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *prompts)))
 
 
@@ -315,5 +315,5 @@ def _facts(recipe: Recipe) -> dict[str, int]:
         total.update(find_dataset(name).facts)
     if recipe.policy is not None:
         evaluated = recipe.policy.test_prompts or recipe.policy.prompts
-        total["prompts"] = find_dataset(evaluated).facts.get("records", _PROMPTS)
+        total["prompts"] = sum(find_dataset(name).facts.get("records", _PROMPTS) for name in evaluated)
     return dict(total)

@@ -97,7 +97,7 @@ def write_policy_card(folder: Path, plan: Plan, evaluation: dict[str, Any]) -> N
         "# A policy improved by fedpref",
         "",
         f"A LoRA adapter of `{recipe.model_name_or_path}`, trained by {policy.method.upper()} for {policy.max_steps} steps on "
-        f"the public prompts `{policy.prompts}`; reward: {', '.join(policy.reward_funcs)}.",
+        f"the public prompts {', '.join(f'`{name}`' for name in policy.prompts)}; reward: {', '.join(policy.reward_funcs)}.",
         "",
         "```python",
         "from peft import PeftModel",

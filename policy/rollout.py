@@ -91,20 +91,20 @@ def sample_rollout(
     """
     tokenizer, device = backbone.tokenizer, backbone.device
     prompts = [torch.tensor(prompt_tokens(backbone, row["prompt"], max_completion_length)) for row in rows]
-    each = [p for p in prompts for _ in range(num_generations)]
     width = max(len(p) for p in prompts)
-    ids = torch.full((len(each), width), tokenizer.pad_token_id)
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, device=device)
     mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(each):  # padded on the left: what follows must be next to the prompt
-        ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
+    for i, prompt in enumerate(prompts):  # padded on the left: what follows must be next to the prompt
+        ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt.to(device), 1
     if seed is not None:
         torch.manual_seed(seed)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+            input_ids=ids.repeat_interleave(num_generations, dim=0),
+            attention_mask=mask.repeat_interleave(num_generations, dim=0),
+            past_key_values=_prompt_cache(model, ids, mask, num_generations, width + max_completion_length),
             max_new_tokens=max_completion_length,
             do_sample=True,
             temperature=temperature,
@@ -119,7 +119,35 @@ def sample_rollout(
         tokenizer.decode(row[: int(n)], skip_special_tokens=True)
         for row, n in zip(completion, keep.sum(1), strict=True)
     ]
+    each = [p for p in prompts for _ in range(num_generations)]
     return Rollout([r for r in rows for _ in range(num_generations)], each, completion, keep, texts)
+
+
+def _prompt_cache(model: Any, ids: Tensor, mask: Tensor, num_generations: int, length: int) -> Any:
+    """Keys and values of all prompt tokens but the last, computed once a prompt and repeated for its completions.
+
+    Args:
+        ids, mask: the prompts, shape [prompts, P], padded on the left.
+        length: room for prompt and completion, allocated once: a cache that grows copies itself at every token.
+
+    Returns:
+        a transformers cache of prompts * num_generations rows, as ``generate(past_key_values=)`` takes it.
+    """
+    from transformers import DynamicCache, StaticCache
+
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    cache: Any = StaticCache(config=causal.config, max_cache_len=length)
+    if ids.shape[1] == 1:
+        return cache
+    once: Any = DynamicCache(config=causal.config)
+    places = (mask.cumsum(1) - 1).clamp(min=0)[:, :-1]
+    causal.base_model(
+        input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=places, past_key_values=once, use_cache=True
+    )
+    once.batch_repeat_interleave(num_generations)
+    for filled, layer in zip(once.layers, cache.layers, strict=True):
+        layer.update(filled.keys, filled.values)
+    return cache
 
 
 def _until_end(completion: Tensor, backbone: Backbone) -> Tensor:

@@ -112,7 +112,7 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     if the_plan.recipe.policy is not None:
         policy = the_plan.recipe.policy
         yield (
-            f"  then {policy.max_steps} steps of {policy.method.upper()} on the public prompts {policy.prompts}: "
+            f"  then {policy.max_steps} steps of {policy.method.upper()} on the public prompts {', '.join(policy.prompts)}: "
             "post-processing of the released reward model, no further epsilon"
         )
     memory = (

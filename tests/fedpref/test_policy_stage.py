@@ -166,7 +166,7 @@ def test_verifiable_rewards_on_test_prompts(tmp_path: Path, tiny_model: Path) ->
         reward_weights=[1.0, 0.5, 0.1, 0.1],
     )
     run = fedpref.load_recipe(path).run()
-    block = run.policy_evaluation["test prompts"]
+    block = run.policy_evaluation["sums"]
     assert block["rewards"].keys() == {"total", "accuracy", "format", "length", "repetition"}
     assert block["judges"] == {}
     assert all(s["prompt"].endswith("\nBox it.") for s in run.samples)

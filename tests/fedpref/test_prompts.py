@@ -11,9 +11,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+import fedpref
 from fedpref.data.prompts import load_prompts
 from fedpref.data.spec import find_dataset
 from fedpref.errors import DatasetError, NoDataError, WrongFormatError
+from fedpref.improvement import load_groups
 from tests.tiny import write_jsonl
 
 ROWS = [
@@ -78,6 +80,37 @@ def test_svamps_parts_share_no_problem_and_answers_are_numbers() -> None:
     words = [[frozenset(re.findall(r"[a-z]+", row["prompt"][0]["content"].lower())) for row in part] for part in parts]
     closest = max(len(a & b) / len(a | b) for a in words[0] for b in words[1])
     assert closest < 0.6
+
+
+def test_arithmetic_is_right_and_its_parts_share_no_pair_of_operands() -> None:
+    operation = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+    pairs: list[set[frozenset[int]]] = []
+    for part, records in (("train", 240), ("test", 120)):
+        rows = load_prompts(f"arithmetic_{part}")
+        assert len(rows) == records
+        pairs.append(set())
+        for row in rows:
+            left, sign, right = row["prompt"][0]["content"].removeprefix("What is ").removesuffix("?").split()
+            a, b = int(left), int(right)
+            assert row["answer"] == str(operation[sign](a, b))
+            assert sign != "/" or a % b == 0
+            pairs[-1].add(frozenset((a // b if sign == "/" else a, b)))
+    assert not pairs[0] & pairs[1]
+
+
+def test_a_recipe_may_name_several_sets_of_prompts() -> None:
+    recipe = fedpref.load_recipe("reasoning").recipe
+    assert recipe.policy is not None
+    one = recipe.policy.model_copy(update={"prompts": ("svamp_train",), "test_prompts": ("svamp_test",)})
+    both, single = load_groups(recipe, recipe.policy), load_groups(recipe, one)
+    assert len(both.train) == 658 + 240
+    assert both.train[: len(single.train)] == single.train
+    assert {name: len(rows) for name, rows in both.evaluation.items()} == {"svamp_test": 219, "arithmetic_test": 120}
+    without_answers = recipe.policy.model_copy(update={"prompts": ("svamp_train", "ukpconvarg1_questions")})
+    assert set(load_groups(recipe, without_answers).train[0]) == {"prompt", "topic"}
+    given_as_text = fedpref.load_recipe("reasoning", policy__prompts="svamp_train").recipe.policy
+    assert given_as_text is not None
+    assert given_as_text.prompts == ("svamp_train",)
 
 
 def test_the_questions_are_the_prompts_of_the_public_completions_and_of_the_votes() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from policy.rollout import sample_completions
+from policy.rollout import prompt_tokens, sample_completions, sample_rollout
 from reward.backbone import Backbone, load_backbone
 from reward.pairs import Conversation
 
@@ -43,6 +43,26 @@ def test_a_seed_repeats_and_another_does_not(backbone: Backbone) -> None:
     torch.rand(7)  # whatever ran in between
     assert sample(backbone, seed=1, vary_length=True, generations=2) == first
     assert sample(backbone, seed=2, vary_length=True, generations=2) != first
+
+
+def test_prompts_computed_once_sample_what_whole_sequences_sample(backbone: Backbone) -> None:
+    """Oracle: plain ``generate`` on every prompt as often as it has completions, padded, its cache growing by itself."""
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    rollout = sample_rollout(
+        backbone, backbone.model, rows, num_generations=3, max_completion_length=LONGEST, temperature=0.3, seed=5
+    )
+    prompts = [prompt_tokens(backbone, row["prompt"], LONGEST) for row in rows for _ in range(3)]
+    assert [p.tolist() for p in rollout.prompt_ids] == prompts
+    width, pad = max(map(len, prompts)), backbone.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    torch.manual_seed(5)
+    whole = backbone.model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST, do_sample=True, temperature=0.3, top_k=0, top_p=1.0
+    )
+    kept = rollout.completion_mask.bool()
+    assert len({len(p) for p in prompts}) > 1
+    assert torch.equal(whole[:, width:][kept], rollout.completion_ids[kept])
 
 
 def test_no_completion_is_longer_than_asked_for(backbone: Backbone) -> None:
