@@ -32,12 +32,12 @@ import torch
 
 import fedpref
 from benchmarks.reward import Bench, say
-from fedpref.cli.terminal import PlainDisplay
 from fedpref.config import PolicyConfig, Recipe
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.improvement import load_groups, make_rewards, make_task, train_policy
 from fedpref.policy_evaluation import HeldOutJudge, evaluate_policy, held_out_judge, sample_both
+from fedpref.terminal import PlainDisplay
 from fedpref.tracking import JsonlTracker, Trackers, is_policy_figure
 from policy.improve import Callbacks, improve
 from policy.rewards import WeightedRewards

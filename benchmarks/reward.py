@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ class Bench:
         self.extractor = extractor = FeatureExtractor(config, say)
         cache = Path("runs/benchmarks")
         cache.mkdir(parents=True, exist_ok=True)
-        key = json.dumps([asdict(config), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
+        key = json.dumps([config.to_json(), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
         self.store = FeatureStore(extractor, key, cache / "features.safetensors")
         self.store(list(self.data.texts), lambda done, total: say(f"features {done}/{total}"))
 

@@ -12,8 +12,9 @@ from fedpref.version import __version__
 
 if TYPE_CHECKING:
     from fedpref.api import LoadedRecipe, Run, load_recipe
+    from fedpref.display import Display
 
-__all__ = ["LoadedRecipe", "Run", "__version__", "load_recipe"]
+__all__ = ["Display", "LoadedRecipe", "Run", "__version__", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:

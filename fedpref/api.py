@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from fedpref.display import Display
 from fedpref.errors import RunFolderError
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
+from fedpref.manifest import reward_layout
 from fedpref.plan import Plan, make_plan
 from fedpref.recipes import find_recipe, read_recipe
+from fedpref.terminal import make_display
 from fedpref.tracking import open_trackers
 from privacy.report import Report, build_report, render_text
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
     from fedpref.data.split import Split
     from policy.rewards import RewardFunc
+    from reward.features import FeatureConfig
     from reward.head import PublicProjection
     from reward.scorer import RewardModel
 
@@ -47,8 +51,11 @@ class LoadedRecipe:
         display: Display | None = None,
         reward_funcs: Mapping[str, RewardFunc] | None = None,
     ) -> Run:
-        """Run it; see ``run``."""
-        return run(self.recipe, resume=resume, display=display, reward_funcs=reward_funcs)
+        """Run it; see ``run``. Without a ``display`` progress goes to stderr; ``fedpref.Display()`` says nothing."""
+        if display is not None:
+            return run(self.recipe, resume=resume, display=display, reward_funcs=reward_funcs)
+        with closing(make_display()) as shown:
+            return run(self.recipe, resume=resume, display=shown, reward_funcs=reward_funcs)
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> LoadedRecipe:
@@ -85,7 +92,7 @@ def run(
     from fedpref.release import write_manifest
     from fedpref.training import TrainingInput, train_reward_head
     from fedpref.training_feedback import keep_data_digests
-    from reward.features import FeatureConfig, FeatureExtractor
+    from reward.features import FeatureExtractor
     from reward.scorer import RewardModel
 
     show = display or Display()
@@ -102,11 +109,9 @@ def run(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
     )
-    config = FeatureConfig(
-        recipe.model_name_or_path, recipe.reward.layer, recipe.max_length, recipe.reward.pooling, recipe.dtype
-    )
+    config = feature_config(recipe)
     extractor = FeatureExtractor(config, show.say)
-    key = json.dumps([asdict(config), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
+    key = json.dumps([config.to_json(), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
     store = FeatureStore(extractor, key, folder.node / "features.safetensors")
     projection = fit_projection(recipe, store, show)
     given = TrainingInput(
@@ -122,12 +127,20 @@ def run(
         lambda texts: projection(store(texts, lambda d, n: show.progress("features of evaluation users' texts", d, n))),
         weight,
     )
-    model = RewardModel(extractor, projection, weight.astype(np.float32))
+    model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.reward))
     _release(folder, the_plan, model, evaluation)
     run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
     write_manifest(folder.path, the_plan)
     folder.finish()
     return Run(folder.path)
+
+
+def feature_config(recipe: Recipe) -> FeatureConfig:
+    """The frozen features that a recipe asks for."""
+    from reward.features import FeatureConfig
+
+    r = recipe.reward
+    return FeatureConfig(recipe.model_name_or_path, r.layer, recipe.max_length, r.pooling, recipe.dtype, r.layers)
 
 
 def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> PublicProjection:
@@ -145,9 +158,9 @@ def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any]
     from reward.scorer import head_scores
 
     def scores(texts: Any) -> Any:
-        return head_scores(features(texts), weight)
+        return head_scores(features(texts), weight, layout)
 
-    samples = recipe.evaluation.bootstrap_samples
+    samples, layout = recipe.evaluation.bootstrap_samples, reward_layout(recipe.reward)
     return {
         "seen topics": evaluate(split.seen, scores, samples, recipe.seed),
         "unseen topics": evaluate(split.unseen, scores, samples, recipe.seed),
@@ -161,7 +174,7 @@ def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: 
     recipe = the_plan.recipe
     report = build_report(folder.path)
     target = folder.release / "reward"
-    write_reward_model(target, model.extractor.config, model.projection, model.weight)
+    write_reward_model(target, model)
     specs = [find_dataset(name) for name in (*recipe.datasets, recipe.reward.public_data)]
     write_model_card(target, the_plan, specs, report, evaluation)
     _write(folder.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")

@@ -1,11 +1,13 @@
 """Everything that a run books in: its two ledgers, the project's books, the clients' own; keys, locks, and closing.
 
-Order of booking in a round: the project's books, the federation's ledger, the clients' own books, the node's ledger;
+Order of booking in a round: the project's books, the federation's ledger, the clients' own books, the node's ledger (under
+trust `local`, where the nodes' books are the claim, the project's come after the clients' own and before the node's);
 each line is on disk before the next is written, and all of them before any data are touched.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,14 +15,15 @@ from datetime import date
 from pathlib import Path
 
 from fedpref.client.guard import Guard, client_configs, read_client_config
-from fedpref.errors import UnsupportedPlanError
+from fedpref.client.remembered import RememberedBook
 from fedpref.folder import RunFolder
 from fedpref.journal import write_durably
 from fedpref.plan import Plan
 from privacy.accounting import Composition
 from privacy.entries import Events
+from privacy.events import RandomizedResponseEvent
 from privacy.ledger import Ledger, LedgerHeader
-from privacy.project import ProjectRun, new_cap, over_cap, read_project
+from privacy.project import ProjectRun, label_cost, new_cap, over_cap, over_label_cap, read_project
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, head_path, key_path
 from privacy.terms import EMBEDDED, Offer
@@ -36,6 +39,7 @@ class Books:
     offer: Offer
     guards: Mapping[int, Guard]
     project: ProjectBook | None = None
+    account: Account | None = None
     _copy: Path | None = None
     _node_run: ProjectRun | None = field(default=None, repr=False)
 
@@ -52,6 +56,17 @@ class Books:
             if self._refused() == refused:
                 return refused
             refused = self._refused()
+
+    def book_labels(self, event: RandomizedResponseEvent) -> None:
+        """Book the draw of this run's labels, before one is drawn: in the project's books, and in the willing clients' own.
+
+        Raises:
+            BudgetError: the project's label cap is missing or would be passed.
+        """
+        if self.account is not None:
+            self.account.book_labels(event)
+        for guard in {id(guard): guard for guard in self.guards.values()}.values():
+            guard.book_labels(event)
 
     def _refused(self) -> frozenset[int]:
         return frozenset(i for i, guard in self.guards.items() if guard.refused is not None)
@@ -93,33 +108,32 @@ def open_books(
     keys = {name: SigningKey.at(key_path(path)) for name, path in _paths(folder).items()}
     sources = tuple(recipe.datasets)
     try:
-        project, account = None, None
-        if recipe.privacy.ledger is not None:
-            run = ProjectRun(
-                0,
-                keys["federation"].public,
-                "federation",
-                plan.digest,
-                recipe.privacy.unit,
-                recipe.privacy.trust,
-                sources,
+        runs = {
+            name: ProjectRun(
+                0, key.public, headers[name].scope, plan.digest, recipe.privacy.unit, recipe.privacy.trust, sources
             )
+            for name, key in keys.items()
+        }
+        project, accounts = None, dict[str, Account]()
+        if recipe.privacy.ledger is not None:
             project = _open_project(Path(recipe.privacy.ledger))
             opened.append(project)
-            account = _join(project, plan, run, events)
-        federation = Ledger(folder.ledger, headers["federation"], signer=keys["federation"], project=account)
-        opened.append(federation)
-        node = Ledger(folder.node_ledger, headers["node"], signer=keys["node"])
-        opened.append(node)
-        scope = headers["node"].scope
+            # The book that is the claim joins: under `local` a node's, which alone has a round that the node repeats.
+            claim = "node" if recipe.privacy.trust is Trust.LOCAL else "federation"
+            accounts[claim] = _join(project, plan, runs[claim], events)
+        books = {}
+        for name, path in _paths(folder).items():
+            books[name] = Ledger(path, headers[name], signer=keys[name], project=accounts.get(name))
+            opened.append(books[name])
         return Books(
-            federation,
-            node,
+            books["federation"],
+            books["node"],
             _offer(plan, len(clients)),
-            _guards(recipe.federation.terms, clients),
+            _guards(recipe.federation.terms, clients, folder.node / "books"),
             project,
+            next(iter(accounts.values()), None),
             folder.project if project else None,
-            ProjectRun(0, keys["node"].public, scope, plan.digest, recipe.privacy.unit, recipe.privacy.trust, sources),
+            runs["node"],
         )
     except BaseException:
         for book in reversed(opened):
@@ -137,12 +151,6 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
         TermsRefusal: the terms of all clients of this machine refuse the run.
     """
     recipe, p = plan.recipe, plan.recipe.privacy
-    if p.ledger is not None and p.trust is Trust.LOCAL:
-        raise UnsupportedPlanError(
-            "privacy.ledger does not go with trust `local` yet.",
-            "There the nodes' own books are the claim, and a round that one of them repeats would be missing here.",
-            "Leave out privacy.ledger, or use trust `central`.",
-        )
     if p.ledger is not None:
         path = Path(p.ledger)
         view = read_project(path) if path.exists() else None
@@ -152,6 +160,12 @@ def refuse_early(plan: Plan, events: Events, planned: Mapping[Adversary, Composi
         for adversary, composition in planned.items() if cap else ():
             spent = view.spent(p.unit, adversary) if view else {}
             refusal = over_cap(path.name, cap, adversary, spent, composition) if cap else None
+            if refusal is not None:
+                raise refusal
+        label_cap = p.project_label_cap if view is None else view.label_caps.get(p.unit, p.project_label_cap)
+        if plan.labels is not None and label_cap is not None:
+            spent_on_labels = view.label_total(p.unit) if view else 0.0
+            refusal = over_label_cap(path.name, p.unit, label_cap, spent_on_labels, label_cost(plan.labels.event))
             if refusal is not None:
                 raise refusal
     if recipe.federation.terms is not None and not Path(recipe.federation.terms).is_dir():
@@ -176,14 +190,21 @@ def _join(project: ProjectBook, plan: Plan, run: ProjectRun, events: Events) -> 
     p = plan.recipe.privacy
     cap = None if p.project_cap is None else dict.fromkeys(Adversary, p.project_cap)
     project.fix_cap(p.unit, cap, p.target_delta, events)
+    if plan.labels is not None:
+        project.fix_label_cap(p.unit, p.project_label_cap)
     return project.join(run, private_rng=p.rng == "os")
 
 
-def _guards(terms: str | None, clients: list[str]) -> dict[int, Guard]:
+def _guards(terms: str | None, clients: list[str], memory: Path) -> dict[int, Guard]:
+    """Clients that share a file share a guard; a run's memory of its books is named by the first of them."""
     if terms is None:
         return {}
     configs = client_configs(Path(terms), clients)
-    shared = {id(config): Guard(config) for config in configs.values()}
+    first = {id(config): number for number, config in sorted(configs.items(), reverse=True)}
+    shared = {
+        id(config): Guard(config, remembered=RememberedBook(memory / f"{first[id(config)]}.json"))
+        for config in configs.values()
+    }
     return {number: shared[id(config)] for number, config in configs.items()}
 
 
@@ -197,4 +218,5 @@ def _offer(plan: Plan, num_clients: int) -> Offer:
         num_clients=num_clients,
         recipe=plan.digest,
         server=EMBEDDED,
+        label_epsilon=math.inf if plan.labels is None else label_cost(plan.labels.event),
     )

@@ -75,7 +75,7 @@ class FederationConfig(Block):
     sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""
     terms: str | None = None
     """The clients' own terms: a `client.yaml` for all clients of this machine, or a folder with one `CLIENT.yaml` each;
-    see `docs/terms.md`."""
+    a relative path is meant from the folder of the recipe. See `docs/terms.md`."""
 
 
 class PrivacyConfig(Block):
@@ -114,9 +114,12 @@ class PrivacyConfig(Block):
     rng: Literal["os", "seeded"] = "os"
     """`seeded` repeats a run exactly and protects nobody; ledger and report then say NOT PRIVATE."""
     ledger: str | None = None
-    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap."""
+    """The project's books, a file: all runs that name it are about the same people and are added up, against one cap. A
+    relative path is meant from the folder of the recipe, wherever the command is given."""
     project_cap: Positive | None = None
     """Epsilon that all runs of `ledger` on this unit together may spend, at `target_delta`; fixed by the first of them."""
+    project_label_cap: Positive | None = None
+    """The same for randomised labels, whose total stands apart: pure epsilon of one unit over all runs, against everybody."""
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacyConfig:
@@ -124,6 +127,10 @@ class PrivacyConfig(Block):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
         if self.project_cap is not None and self.ledger is None:
             raise ValueError("privacy.project_cap needs privacy.ledger, the books that it caps")
+        if self.project_label_cap is not None and (self.ledger is None or self.labels != "randomized_response"):
+            raise ValueError(
+                "privacy.project_label_cap caps privacy.labels: randomized_response in the books of privacy.ledger"
+            )
         if self.ledger is not None and self.rng == "seeded":
             raise ValueError("privacy.rng: seeded spends an infinite epsilon; take out privacy.ledger")
         return self
@@ -153,15 +160,32 @@ _OF_OPTIM: dict[str, dict[str, float]] = {
 }
 
 
+class LocalConfig(Block):
+    """Local steps of a client. Unit `client`: on all its records, the whole update clipped once (DP-FedAvg). Units `user` and
+    `example` under trust `local`: DP-SGD inside the client, every step noised and booked (guarantees.md rule 17)."""
+
+    max_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps of a client in a round; nothing is kept between rounds. Unit `client`: each on the mean loss of all its records."""
+    learning_rate: Positive = 0.5
+    """Of these steps; the server's is reward.learning_rate."""
+
+
 class RewardConfig(Block):
     """The Bradley-Terry head on frozen features, and how the server trains it."""
 
+    trainable: Literal["head", "mlp_head"] = "head"
+    """`head`: linear; `mlp_head`: one hidden layer of tanh under it, which starts from values that `seed` fixes."""
+    mlp_hidden_dim: Annotated[int, Field(ge=1)] | None = None
+    """Of `mlp_head` alone, the width of its hidden layer; 16 if not given."""
     layer: Annotated[int, Field(ge=1)] = 20
-    """Hidden states after this many transformer blocks."""
+    """Hidden states after this many transformer blocks; with `layers`, the last of them."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    """Instead of `layer`: features of these layers, from one pass, mixed by weights that are trained with the head."""
     pooling: Literal["mean"] = "mean"
     """Mean over all tokens of the rendered conversation."""
     projection_dim: Annotated[int, Field(ge=1)] = 64
-    """Principal components of the public features; the head trains this many numbers."""
+    """Principal components of the public features; a linear head trains this many numbers. The model's hidden size: no
+    projection."""
     public_data: str
     """Name or YAML of a public data set (prompt, completion): standardisation and projection come from it alone."""
     optim: Literal["sgd", "adam", "adagrad"] = "sgd"
@@ -176,16 +200,29 @@ class RewardConfig(Block):
     """Of `adam` alone; 0.99 if not given (Reddi et al. 2021, arXiv 2003.00295; TRL's own is 0.999)."""
     average_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The released head is the mean of the iterates after this fraction of the rounds (post-processing)."""
+    local: LocalConfig | None = None
+    """Local steps: needed for privacy.unit: client (DP-FedAvg); else for trust: local alone (local DP-SGD)."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
-        """The chosen optimiser's settings where none are given, so that a resolved recipe shows what is used."""
+        """The chosen optimiser's and head's settings where none are given, so that a resolved recipe shows what is used."""
         optim = given.get("optim", "sgd") if isinstance(given, dict) else None
         if not isinstance(optim, str):
             return given
+        given = _with_head(given)
         own = _OF_OPTIM.get(optim, {})
         return {**given, **{key: value for key, value in own.items() if given.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> RewardConfig:
+        if self.mlp_hidden_dim is not None and self.trainable == "head":
+            raise ValueError("reward.mlp_hidden_dim does nothing under trainable: head; it is for mlp_head")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("reward.layers names each layer once, the lowest first, as [12, 16, 20]")
+        if self.layers is not None and self.layer != self.layers[-1]:
+            raise ValueError("give reward.layer or reward.layers, not both")
+        return self
 
     @model_validator(mode="after")
     def _own_settings(self) -> RewardConfig:
@@ -196,6 +233,16 @@ class RewardConfig(Block):
                 f"reward.{foreign[0]} does nothing under optim: {self.optim}; leave it out, or set it to null"
             )
         return self
+
+
+def _with_head(given: dict[str, Any]) -> dict[str, Any]:
+    """The head's settings where none are given; what is not well-formed is the schema's to refuse."""
+    filled: dict[str, Any] = {}
+    if given.get("trainable") == "mlp_head" and given.get("mlp_hidden_dim") is None:
+        filled["mlp_hidden_dim"] = 16
+    if isinstance(layers := given.get("layers"), (list, tuple)) and layers and given.get("layer") is None:
+        filled["layer"] = layers[-1]
+    return {**given, **filled}
 
 
 class PolicyConfig(Block):
@@ -307,11 +354,45 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
-        if self.privacy.unit is PrivacyUnit.CLIENT:
+        whole = self.privacy.unit is PrivacyUnit.CLIENT
+        if whole and self.reward.local is None:
             raise ValueError(
-                "privacy.unit: client is not available for the reward head: it needs whole updates (DP-FedAvg), and the head's "
-                "round is one gradient per person; use user or example"
+                "privacy.unit: client needs reward.local: a client's whole update is clipped once (DP-FedAvg)"
             )
+        if self.reward.local is not None and not whole:
+            self._local_dp_sgd()
+        if whole and self.privacy.labels == "randomized_response":
+            raise ValueError(
+                "privacy.labels: randomized_response does not go with unit client: nothing bounds a client's number of labels"
+            )
+        if whole and self.privacy.sampling == "truncated_poisson":
+            raise ValueError(
+                "privacy.sampling: truncated_poisson cuts the units of one client; a client is one unit here"
+            )
+        self._natural()
+        self._judge()
+        return self
+
+    def _local_dp_sgd(self) -> None:
+        if self.privacy.trust is not Trust.LOCAL:
+            raise ValueError(
+                "reward.local needs privacy.unit: client, or trust: local, where every step of a client is noised; people and "
+                "records take one gradient a round otherwise (guarantees.md rule 17)"
+            )
+        if self.privacy.sampling != "poisson" or self.privacy.clipping != "fixed":
+            raise ValueError(
+                "reward.local under trust: local needs privacy.sampling: poisson and privacy.clipping: fixed"
+            )
+        if self.federation.partition.by not in {"hash", "iid", "dirichlet", "shards"}:
+            raise ValueError("reward.local under trust: local needs a partition with a declared num_clients")
+
+    def _judge(self) -> None:
+        if self.policy is not None and self.evaluation.judge_layer in (self.reward.layers or ()):
+            raise ValueError(
+                f"evaluation.judge_layer: {self.evaluation.judge_layer} is one of reward.layers, and no "
+                "held-out judge; name another layer"
+            )
+
+    def _natural(self) -> None:
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")
-        return self

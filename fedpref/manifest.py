@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from math import prod
 
+from fedpref.config import RewardConfig
 from privacy.events import canonical
+from reward.layout import HeadLayout
 
 
 @dataclass(frozen=True)
@@ -28,4 +30,18 @@ class Manifest:
 
 def reward_head_manifest(dimension: int) -> Manifest:
     """The linear reward head on d projected features."""
-    return Manifest((("score.weight", (1, dimension)),))
+    return Manifest(HeadLayout(dimension).shapes)
+
+
+def reward_manifest(config: RewardConfig) -> Manifest:
+    """What a recipe's ``reward`` block trains."""
+    return Manifest(reward_layout(config).shapes)
+
+
+def reward_layout(config: RewardConfig) -> HeadLayout:
+    """The head of a recipe's ``reward`` block."""
+    return HeadLayout(
+        config.projection_dim,
+        config.mlp_hidden_dim if config.trainable == "mlp_head" else None,
+        None if config.layers is None else len(config.layers),
+    )

@@ -14,12 +14,14 @@ from typing import Any
 
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
+from fedpref.manifest import reward_manifest
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events import TrustedEvent, canonical
 from privacy.labels import RandomizedResponse
+from privacy.local_sgd import LocalDpSgd
 from privacy.mechanism import GaussianMechanism
 from privacy.sampling import FixedOrderSampling, PoissonSampling, Sampling, TruncatedPoissonSampling
 from privacy.sealed import size_of
@@ -74,7 +76,7 @@ class Plan:
     @property
     def bytes_per_client(self) -> int:
         """Up and down, all rounds: one sealed message up, the parameters down."""
-        d = self.recipe.reward.projection_dim
+        d = reward_manifest(self.recipe.reward).dimension
         return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
 
     @property
@@ -200,7 +202,12 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float) -> GaussianMechanism:
     """
     p, clipping = recipe.privacy, clipping_of(recipe, noise_multiplier)
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
-    return GaussianMechanism(p.trust, sampling_of(recipe), bound, noise_multiplier)
+    local = recipe.reward.local
+    if local is None or p.unit is PrivacyUnit.CLIENT:
+        return GaussianMechanism(p.trust, sampling_of(recipe), bound, noise_multiplier)
+    of_one_client = p.sample_rate * recipe.federation.num_units / (recipe.federation.partition.num_clients or 1)
+    steps = local.max_steps, local.learning_rate, of_one_client
+    return LocalDpSgd(p.trust, sampling_of(recipe), bound, noise_multiplier, *steps)
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
@@ -259,7 +266,9 @@ def _calibrated(recipe: Recipe, target_epsilon: float) -> float:
     if isinstance(sampling, FixedOrderSampling):
         return calibrate_noise_multiplier(target_epsilon, delta, 1.0, math.ceil(rounds / sampling.blocks))
     cut = (sampling.population, sampling.largest_cohort) if isinstance(sampling, TruncatedPoissonSampling) else ()
-    return calibrate_noise_multiplier(target_epsilon, delta, sampling.rate, rounds, cut)
+    mechanism = mechanism_of(recipe, 1.0)
+    releases = rounds * (mechanism.steps if isinstance(mechanism, LocalDpSgd) else 1)
+    return calibrate_noise_multiplier(target_epsilon, delta, sampling.rate, releases, cut)
 
 
 def sweep(recipe: Recipe, key: str, values: Sequence[Any]) -> list[Plan]:

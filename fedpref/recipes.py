@@ -89,7 +89,15 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         )
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
+    for block, key in _BESIDE_THE_RECIPE:
+        inner = tree.get(block)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+            inner[key] = str((path.parent / inner[key]).resolve())
     return validate_recipe(tree, path.name)
+
+
+# A relative path is meant from the recipe's folder, wherever the command is given: two runs hit the same books.
+_BESIDE_THE_RECIPE = (("privacy", "ledger"), ("federation", "terms"))
 
 
 def validate_recipe(tree: Mapping[str, Any], name: str) -> Recipe:

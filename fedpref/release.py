@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from fedpref.config import Recipe
 from fedpref.data.digests import spec_digests
 from fedpref.data.spec import DatasetSpec
 from fedpref.journal import make_folder, write_durably
+from fedpref.manifest import reward_manifest
 from fedpref.plan import Plan, data_names
 from fedpref.version import __version__
 from privacy.chain import read_chain
@@ -21,9 +20,7 @@ from privacy.report.build import FEDERATION, label_paths, ledger_paths, project_
 from privacy.report.text import epsilon_text
 from privacy.signing import SigningKey, key_path
 from privacy.signing_files import read_signed_head
-from reward.features import FeatureConfig
-from reward.head import PublicProjection
-from reward.scorer import reward_model_files
+from reward.scorer import RewardModel, reward_model_files
 
 RUN_FILES = (  # what else a reader may be shown of a run
     "recipe.yaml",
@@ -36,16 +33,16 @@ RUN_FILES = (  # what else a reader may be shown of a run
 )
 
 
-def write_reward_model(
-    folder: Path, features: FeatureConfig, projection: PublicProjection, weight: npt.NDArray[np.floating]
-) -> None:
+def write_reward_model(folder: Path, model: RewardModel) -> None:
     """``release/reward``: loads by ``reward.load``.
 
     Raises:
         DiskError: the disk refused; every file is whole or not there.
     """
     make_folder(folder)
-    for name, content in reward_model_files(features, projection, weight).items():
+    for name, content in reward_model_files(
+        model.extractor.config, model.projection, model.weight, model.layout
+    ).items():
         write_durably(folder / name, content)
 
 
@@ -57,8 +54,7 @@ def write_model_card(
     lines = [
         "# A reward model trained by fedpref",
         "",
-        f"A linear Bradley-Terry head on the mean of layer {recipe.reward.layer} of `{recipe.model_name_or_path}`, "
-        f"projected to {recipe.reward.projection_dim} dimensions.",
+        head_line(recipe),
         "",
         "```python",
         "import reward",
@@ -86,6 +82,19 @@ def write_model_card(
         "It ranks texts as the people who voted did, with their taste and errors; it is no judge of truth or safety.",
     ]
     write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def head_line(recipe: Recipe) -> str:
+    """What a reward model is, in a sentence."""
+    r, size = recipe.reward, reward_manifest(recipe.reward).dimension
+    kind = "linear" if r.trainable == "head" else f"{r.mlp_hidden_dim}-unit MLP"
+    layers = (
+        f"layer {r.layer}" if r.layers is None else f"layers {', '.join(map(str, r.layers))}, mixed by trained weights,"
+    )
+    return (
+        f"A {kind} Bradley-Terry head on the mean of {layers} of `{recipe.model_name_or_path}`, "
+        f"projected to {r.projection_dim} dimensions: {size:,} trained numbers."
+    )
 
 
 def write_policy_card(folder: Path, plan: Plan, evaluation: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
 from fedpref.client.labels import randomized_labels
+from fedpref.client.local_training import LocalTraining
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.config import Recipe
@@ -16,7 +17,7 @@ from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
-from fedpref.manifest import reward_head_manifest
+from fedpref.manifest import reward_layout, reward_manifest
 from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
@@ -24,7 +25,7 @@ from fedpref.tracking import Tracker, Trackers
 from privacy.ledger import Ledger, LedgerHeader
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
-from privacy.units import Trust
+from privacy.units import PrivacyUnit, Trust
 from reward.features import Array
 from reward.head import bradley_terry_objective, debiased_objective
 from reward.pairs import Conversation
@@ -45,10 +46,11 @@ class TrainingInput:
 def train_reward_head(
     given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
 ) -> Vector:
-    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
+    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
-    manifest = reward_head_manifest(recipe.reward.projection_dim)
+    manifest = reward_manifest(recipe.reward)
+    initial = reward_layout(recipe.reward).initial(recipe.seed)
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
     headers = {
@@ -70,6 +72,8 @@ def train_reward_head(
             name: Preferences.concat([]) if i in refused else part
             for i, (name, part) in enumerate(given.data.clients.items())
         }
+        if plan.labels is not None:
+            books.book_labels(plan.labels.event)
         records = _labelled(given, willing, folder, rng)
         journal = SealedJournal(folder.node / "sealed.bin", plan.digest)
         node = Node(
@@ -83,6 +87,7 @@ def train_reward_head(
             rng=rng,
             clipping=plan.clipping,
             objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
+            local=_local_training(recipe),
             offer=books.offer,
             guards=books.guards,
         )
@@ -90,7 +95,7 @@ def train_reward_head(
             manifest=manifest,
             num_clients=len(given.data.clients),
             mechanism=mechanism,
-            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
+            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds, initial),
             divisor=plan.divisor,
             largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,
@@ -113,6 +118,13 @@ def _labelled(
         return clients
     header = _header(given, f"labels:{NODE}", None)
     return randomized_labels(clients, given.plan.labels, folder.node, header, rng)
+
+
+def _local_training(recipe: Recipe) -> LocalTraining | None:
+    local = recipe.reward.local
+    if local is None or recipe.privacy.unit is not PrivacyUnit.CLIENT:
+        return None
+    return LocalTraining(local.max_steps, local.learning_rate)
 
 
 def _largest_norm(given: TrainingInput) -> float:

@@ -72,6 +72,7 @@ class KeptLabels:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._table: dict[bytes, bool] | None = None  # as read and checked
 
     @property
     def drawn(self) -> bool:
@@ -107,6 +108,15 @@ class KeptLabels:
                 f"{self._path.name} could not be written.", f"{error.strerror or error}.", "Free space, then --resume."
             ) from None
 
+    def knows_any(self, names: Sequence[str]) -> bool:
+        """True if the label of at least one of these records was drawn.
+
+        Raises:
+            LabelsError: the file is missing or broken.
+        """
+        table = self._read()
+        return any(hashlib.sha256(name.encode()).digest() in table for name in names)
+
     def flips(self, names: Sequence[str]) -> Flips:
         """The kept coins of these records, in their order.
 
@@ -120,6 +130,8 @@ class KeptLabels:
             raise _unusable(self._path.name, "A record is not among those whose labels were drawn") from None
 
     def _read(self) -> dict[bytes, bool]:
+        if self._table is not None:
+            return self._table
         try:
             data = self._path.read_bytes()
         except OSError as error:
@@ -133,7 +145,8 @@ class KeptLabels:
         ):
             raise _unusable(self._path.name, "Its digest is not that of its content")
         rows = [body[i : i + 33] for i in range(0, len(body), 33)]
-        return {row[:32]: row[32] == 1 for row in rows}
+        self._table = {row[:32]: row[32] == 1 for row in rows}
+        return self._table
 
 
 def _unusable(name: str, why: str) -> LabelsError:

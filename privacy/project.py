@@ -7,7 +7,9 @@ added up, also runs on data sets that do not overlap. Lines, each as in ``privac
 2. ``cap`` fixes, once per privacy unit, epsilon per adversary at a delta, and the order of the filter that watches it;
 3. ``run`` lets a run in, by the public key that signs its ledger (a new run folder has a new key, so a run that is
    started over is another run);
-4. ``reserve`` books one round of a run. Nothing is ever given back: a round that was booked here and did not begin stays
+4. ``label_cap`` fixes, once per unit, the pure epsilon that randomised labels of all runs may spend, and ``labels`` books the
+   one draw of a run. This total is a sum, against everybody, and stands apart from the rounds' (guarantees.md rule 12);
+5. ``reserve`` books one round of a run. Nothing is ever given back: a round that was booked here and did not begin stays
    spent.
 
 Totals of different units are never added to one another. Parameters of a later run are chosen by people who saw the
@@ -19,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from typing import Any
 from privacy.chain import Chain, Entry, parse_chain, read_chain
 from privacy.entries import decode_events, disorder, has_fields
 from privacy.errors import BudgetError, LedgerError
-from privacy.events import Event, TrustedEvent
+from privacy.events import Event, RandomizedResponseEvent, TrustedEvent, event_from_json
 from privacy.fitting import advice
 from privacy.renyi_filter import Cost, RenyiFilter, best_order, event_cost
 from privacy.units import Adversary, PrivacyUnit, Relation, Trust
@@ -75,6 +77,7 @@ class ProjectRun:
     trust: Trust
     datasets: tuple[str, ...]
     rounds: list[tuple[int, Mapping[Adversary, Event]]] = field(default_factory=list, compare=False, repr=False)
+    labels: list[RandomizedResponseEvent] = field(default_factory=list, compare=False, repr=False)  # none, or one draw
 
     def to_json(self) -> dict[str, Any]:
         """The body of a ``run`` line."""
@@ -102,6 +105,11 @@ class ProjectView:
     runs: tuple[ProjectRun, ...]
     hashes: tuple[str, ...] = ()
     torn_bytes: int = 0
+    label_caps: Mapping[PrivacyUnit, float] = field(default_factory=dict)
+
+    def label_total(self, unit: PrivacyUnit) -> float:
+        """Pure epsilon of the randomised labels of all runs on one unit."""
+        return label_total(self.runs, unit)
 
     def spent(self, unit: PrivacyUnit, adversary: Adversary) -> Counter[Event]:
         """Everything that all runs on one unit booked against one adversary."""
@@ -152,9 +160,14 @@ def project_view(chain: Chain, name: str) -> ProjectView:
             reader.take(entry)
         except (ValueError, KeyError, TypeError) as error:
             raise disorder(name, entry.seq + 1, f"{type(error).__name__}: {error}") from None
-    hashes = tuple(entry.hash for entry in chain.entries)
     return ProjectView(
-        chain.head, len(chain.entries), reader.caps, tuple(reader.runs.values()), hashes, len(chain.torn_tail)
+        chain.head,
+        len(chain.entries),
+        reader.caps,
+        tuple(reader.runs.values()),
+        tuple(entry.hash for entry in chain.entries),
+        len(chain.torn_tail),
+        reader.label_caps,
     )
 
 
@@ -165,6 +178,7 @@ class _Reader:
         self.name = name
         self.caps: dict[PrivacyUnit, Cap] = {}
         self.runs: dict[int, ProjectRun] = {}
+        self.label_caps: dict[PrivacyUnit, float] = {}
 
     def take(self, entry: Entry) -> None:
         body, line = entry.body, entry.seq + 1
@@ -178,12 +192,52 @@ class _Reader:
             if run.unit not in self.caps or any(run.run == known.run for known in self.runs.values()):
                 raise disorder(self.name, line, "A run is let in once, after its unit has a cap")
             self.runs[entry.seq] = run
+        elif entry.kind == "label_cap" and has_fields(body, unit=str, epsilon=float):
+            unit = PrivacyUnit(body["unit"])
+            if unit in self.label_caps or not 0 < body["epsilon"] < math.inf:
+                raise disorder(self.name, line, "A label cap is positive, and fixed once per unit")
+            self.label_caps[unit] = body["epsilon"]
+        elif entry.kind == "labels" and has_fields(body, run=int, event=dict):
+            self._labels(body, line)
         elif entry.kind == "reserve" and has_fields(body, run=int, round=int, events=dict):
             if body["run"] not in self.runs or body["round"] < 1:
                 raise disorder(self.name, line, "A round belongs to a run that was let in")
             self.runs[body["run"]].rounds.append((body["round"], decode_events(body["events"], self.name, line)))
         else:
             raise disorder(self.name, line, f"Unknown entry kind or fields: {entry.kind!r}")
+
+    def _labels(self, body: Mapping[str, Any], line: int) -> None:
+        event, drawer = event_from_json(body["event"]), self.runs.get(body["run"])
+        if (
+            drawer is None
+            or drawer.labels
+            or drawer.unit not in self.label_caps
+            or not isinstance(event, RandomizedResponseEvent)
+        ):
+            raise disorder(self.name, line, "Labels are drawn once by a run that was let in, under a label cap")
+        drawer.labels.append(event)
+
+
+def label_total(runs: Iterable[ProjectRun], unit: PrivacyUnit) -> float:
+    """Pure epsilon of the randomised labels of these runs on one unit, added up."""
+    return math.fsum(label_cost(event) for run in runs if run.unit is unit for event in run.labels)
+
+
+def label_cost(event: RandomizedResponseEvent) -> float:
+    """Pure epsilon of one draw for one unit."""
+    return event.label_epsilon * event.labels_per_unit
+
+
+def over_label_cap(name: str, unit: PrivacyUnit, cap: float, spent: float, more: float) -> BudgetError | None:
+    """Why a draw of labels does not fit what is left of a cap; None if it fits."""
+    if spent + more <= cap:
+        return None
+    return BudgetError(
+        f"{name}: the labels of this run are refused before one is drawn.",
+        f"The randomised labels of all runs on unit {unit.value} would spend {spent + more:g}; the cap is {cap:g}, {spent:g} "
+        "is spent.",
+        "Ask for a smaller privacy.label_epsilon, or fewer labels of a person (privacy.max_pairs_per_user).",
+    )
 
 
 def cap_from_json(body: Mapping[str, Any]) -> Cap:

@@ -10,15 +10,18 @@ from privacy.accounting import Composition
 from privacy.chain import ChainWriter
 from privacy.entries import Events, Reservation
 from privacy.errors import BudgetError, LedgerError, MechanismMisuseError
-from privacy.events import Event
+from privacy.events import Event, RandomizedResponseEvent
 from privacy.project import (
     SCHEMA,
     Cap,
     ProjectRun,
+    label_cost,
+    label_total,
     lost_rounds,
     new_cap,
     not_private,
     over_cap,
+    over_label_cap,
     project_view,
     round_name,
 )
@@ -46,9 +49,11 @@ class ProjectBook:
                 self._writer.append("open", opening, durable=True)
                 self._caps: dict[PrivacyUnit, Cap] = {}
                 self._runs: dict[str, ProjectRun] = {}
+                self._label_caps: dict[PrivacyUnit, float] = {}
             else:
                 view = project_view(self._writer.chain, path.name)
                 self._caps, self._runs = dict(view.caps), {run.run: run for run in view.runs}
+                self._label_caps = dict(view.label_caps)
             self._totals: dict[tuple[PrivacyUnit, Adversary], Counter[Event]] = {}
             for known in self._runs.values():
                 for adversary in Adversary:
@@ -90,6 +95,40 @@ class ProjectBook:
                 "Leave the cap out (privacy.project_cap), or give the fixed one. New people need new books.",
             )
         return known
+
+    def fix_label_cap(self, unit: PrivacyUnit, epsilon: float | None) -> float:
+        """What randomised labels of all runs on a unit may spend, pure; fixed now if the unit has no such cap.
+
+        Raises:
+            BudgetError: there is no cap and none is given, or another one is given than was fixed.
+        """
+        known = self._label_caps.get(unit)
+        if known is None and epsilon is not None:
+            self._writer.append("label_cap", {"unit": unit.value, "epsilon": float(epsilon)}, durable=True)
+            known = self._label_caps[unit] = float(epsilon)
+        if known is None or (epsilon is not None and epsilon != known):
+            raise BudgetError(
+                f"{self._path.name}: the label cap of unit {unit.value} is "
+                + ("missing." if known is None else f"{known:g}, and cannot be changed."),
+                "It is fixed before the first run that randomises labels, never afterwards.",
+                "Set privacy.project_label_cap, the pure epsilon that labels of all runs on these people may spend."
+                if known is None
+                else "Leave it out (privacy.project_label_cap), or give the fixed one.",
+            )
+        return known
+
+    def label_cap_of(self, unit: PrivacyUnit) -> float | None:
+        """The label cap that was fixed for a unit."""
+        return self._label_caps.get(unit)
+
+    def label_total(self, unit: PrivacyUnit) -> float:
+        """Pure epsilon of the randomised labels of all runs on a unit."""
+        return label_total(self._runs.values(), unit)
+
+    def append_labels(self, run: ProjectRun, event: RandomizedResponseEvent) -> None:
+        """Write the one draw of a run; the caller checked it."""
+        self._writer.append("labels", {"run": run.seq, "event": event.to_json()}, durable=True)
+        run.labels.append(event)
 
     def join(self, run: ProjectRun, *, private_rng: bool) -> Account:
         """Let a run in, or back in. ``run.seq`` is ignored; ``run.run`` is the public key that signs its ledger.
@@ -134,6 +173,21 @@ class ProjectBook:
     def path(self) -> Path:
         """The file."""
         return self._path
+
+    @property
+    def num_entries(self) -> int:
+        """Lines so far."""
+        return self._writer.num_entries
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line."""
+        return self._writer.head
+
+    def holds(self, lines: int, head: str) -> bool:
+        """True if line number ``lines``, counted from 1, had this hash when the book was opened."""
+        entries = self._writer.chain.entries
+        return 0 < lines <= len(entries) and entries[lines - 1].hash == head
 
     def cap_of(self, unit: PrivacyUnit) -> Cap | None:
         """The cap that was fixed for a unit."""
@@ -208,6 +262,32 @@ class Account:
                     "The project's budget is spent: release what there is, or plan more noise next time.",
                 )
         self._book.append_round(self._run, round_number, events)
+
+    def label_total(self, more: float) -> float:
+        """Pure epsilon of the labels of all runs on this unit, with ``more`` for this run's if they are not booked yet."""
+        return self._book.label_total(self._run.unit) + (0.0 if self._run.labels else more)
+
+    def book_labels(self, event: RandomizedResponseEvent) -> None:
+        """Book the one draw of this run's labels, before a label is drawn; a draw that is booked already is this one.
+
+        Raises:
+            BudgetError: there is no label cap, or it would be passed; nothing is written.
+            LedgerError: another draw is booked.
+        """
+        if self._run.labels == [event]:
+            return
+        if self._run.labels:
+            raise LedgerError(
+                f"{self._book.path.name}: this run booked another draw of labels.",
+                "A label is drawn once in a run.",
+                "Resume with the recipe that the run folder holds, or start a new run folder.",
+            )
+        unit = self._run.unit
+        cap, spent = self._book.fix_label_cap(unit, None), self._book.label_total(unit)
+        refusal = over_label_cap(self._book.path.name, unit, cap, spent, label_cost(event))
+        if refusal is not None:
+            raise refusal
+        self._book.append_labels(self._run, event)
 
     def _total(self, adversary: Adversary, more: Composition) -> Cost:
         return self._cap.cost(self._book.total(self._cap.unit, adversary)) + self._cap.cost(more)

@@ -8,8 +8,8 @@ Written by the client in its ``client.yaml`` (read by ``fedpref.client.guard``):
       trust: [central]
       server: embedded      # whom `central` may be: a public key, or the server in this very process
       min_clients: 5
-      recipes: []           # plan digests; with signers empty too: any recipe
-      signers: []           # public keys whose signed recipes are as good as named ones
+      recipes: []           # plan digests; empty: any recipe
+      max_label_epsilon: 20 # pure, of randomised labels over all runs; labels as given are then refused
       expires: 2027-12-31   # the last day
 
 The figures that are compared are the client's own: the events of its own mechanism, added to its own books. Under
@@ -42,8 +42,9 @@ class Budget:
 class Offer:
     """What a server asks for, as the client itself sees it; nothing in here is taken on the server's word alone.
 
-    ``server`` and ``signer`` are identities that the channel verified ("" if none); ``epsilon`` is what each adversary's
-    total over all the client's books would be if the client agreed (infinite where nothing is promised).
+    ``server`` is the identity that the channel verified ("" if none); ``epsilon`` is what each adversary's total over all
+    the client's books would be if the client agreed (infinite where nothing is promised), ``label_epsilon`` that of its
+    randomised labels (infinite for labels as given).
     """
 
     unit: PrivacyUnit
@@ -53,7 +54,7 @@ class Offer:
     num_clients: int
     recipe: str
     server: str = ""
-    signer: str = ""
+    label_epsilon: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Terms:
     server: str = ""
     min_clients: int = 1
     recipes: frozenset[str] = frozenset()
-    signers: frozenset[str] = frozenset()
+    max_label_epsilon: float | None = None
     expires: date = date.max
 
     def check(self, offer: Offer, today: date) -> TermsRefusal | None:
@@ -76,6 +77,7 @@ class Terms:
             or self._untrusted(offer)
             or self._too_few(offer)
             or self._over_budget(offer)
+            or self._labels_exposed(offer)
         )
 
     def _expired(self, today: date) -> TermsRefusal | None:
@@ -84,11 +86,9 @@ class Terms:
         return _refusal("expires", f"they ended on {self.expires}, today is {today}", "Renew them.")
 
     def _stranger(self, offer: Offer) -> TermsRefusal | None:
-        if not self.recipes and not self.signers:
+        if not self.recipes or offer.recipe in self.recipes:
             return None
-        if offer.recipe in self.recipes or (offer.signer and offer.signer in self.signers):
-            return None
-        why = f"recipe {offer.recipe[:12]}… is not named, and nobody named in `signers` signed it"
+        why = f"recipe {offer.recipe[:12]}… is not named"
         return _refusal("recipes", why, "Read the recipe (`fedpref plan`), then add its digest.")
 
     def _untrusted(self, offer: Offer) -> TermsRefusal | None:
@@ -126,6 +126,17 @@ class Terms:
                 return _refusal("budgets", why, "Ask for fewer rounds or more noise.")
         return None
 
+    def _labels_exposed(self, offer: Offer) -> TermsRefusal | None:
+        most = self.max_label_epsilon
+        if most is None or offer.label_epsilon <= most:
+            return None
+        why = (
+            f"randomised labels would spend {offer.label_epsilon:g} over all books, at most {most:g} is allowed"
+            if offer.label_epsilon < math.inf
+            else f"labels are used as given, and they must be randomised at {most:g} or less"
+        )
+        return _refusal("max_label_epsilon", why, "Ask with privacy.labels: randomized_response and a smaller total.")
+
     @classmethod
     def from_json(cls, fields: Any) -> Terms:
         """Decode a mapping; unknown keys and wrong types are errors, nothing is guessed.
@@ -133,9 +144,10 @@ class Terms:
         Raises:
             ParameterError: names the key.
         """
-        known = {"budgets", "trust", "server", "min_clients", "recipes", "signers", "expires"}
+        known = {"budgets", "trust", "server", "min_clients", "recipes", "max_label_epsilon", "expires"}
         if not isinstance(fields, dict) or not {"budgets", "trust"} <= set(fields) <= known:
             raise _malformed(f"terms have the keys {', '.join(sorted(known))}, of which budgets and trust are required")
+        most = fields.get("max_label_epsilon")
         try:
             return cls(
                 budgets={PrivacyUnit(unit): _budget(budget) for unit, budget in fields["budgets"].items()},
@@ -143,7 +155,7 @@ class Terms:
                 server=_text(fields.get("server", "")),
                 min_clients=_count(fields.get("min_clients", 1)),
                 recipes=frozenset(_text(digest) for digest in fields.get("recipes", [])),
-                signers=frozenset(_text(key) for key in fields.get("signers", [])),
+                max_label_epsilon=None if most is None else _positive(most),
                 expires=_day(fields.get("expires", date.max)),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

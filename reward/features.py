@@ -1,4 +1,4 @@
-"""Frozen features of conversations: the mean, over all tokens, of the hidden states after one transformer block.
+"""Frozen features of conversations: the mean, over all tokens, of the hidden states after a transformer block, or several.
 
 The prompt's keys and values are computed once and shared by all its completions, which halves the work where many
 completions answer few prompts. Completions are never batched together: the last bits of a padded batch depend on all its
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,35 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """What a feature is; a released reward model stores it."""
+    """What a feature is; a released reward model stores it.
+
+    ``layer`` is the number of blocks that are run; ``layers``, if given, are those whose states are all kept, ``layer`` the
+    deepest of them.
+    """
 
     model_name_or_path: str
     layer: int
     max_length: int
     pooling: str = "mean"
     dtype: str = "auto"
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """JSON has no tuples.
+
+        Raises:
+            ValueError: ``layers`` do not rise to ``layer``.
+        """
+        if self.layers is None:
+            return
+        layers = tuple(self.layers)
+        if list(layers) != sorted(set(layers)) or not layers or layers[0] < 1 or layers[-1] != self.layer:
+            raise ValueError(f"layers {layers} do not rise to layer {self.layer}")
+        object.__setattr__(self, "layers", layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored, and as key of caches; ``layers`` is left out where there are none, as before there were any."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class FeatureExtractor:
@@ -53,19 +75,24 @@ class FeatureExtractor:
         """Width of a feature."""
         return int(self.backbone.model.config.hidden_size)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one text's features: [hidden], or [layers, hidden]."""
+        return (self.hidden_size,) if self.config.layers is None else (len(self.config.layers), self.hidden_size)
+
     def __call__(
         self, conversations: Sequence[Conversation], progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Array:
-        """Features, shape [n, hidden] fp32, in the order given.
+        """Features, shape [n, hidden] or [n, layers, hidden] fp32, in the order given; all layers from one pass.
 
         | case | result |
         |---|---|
-        | no conversation | shape [0, hidden] |
+        | no conversation | shape [0, hidden] or [0, layers, hidden] |
         | empty completion | the prompt's mean |
         | longer than max_length tokens | the end is cut off |
         | the model gives NaN or inf | passed on; clipping drops that unit |
         """
-        features = np.zeros((len(conversations), self.hidden_size), dtype=np.float32)
+        features = np.zeros((len(conversations), *self.shape), dtype=np.float32)
         by_prompt: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
         for i, conversation in enumerate(conversations):
             by_prompt[conversation.prompt].append(i)
@@ -74,8 +101,7 @@ class FeatureExtractor:
             for prompt, members in by_prompt.items():
                 prompt_ids = self._prompt_tokens(prompt)[: self.config.max_length]
                 room = self.config.max_length - len(prompt_ids)
-                shared = self._trunk(input_ids=self._tensor(prompt_ids), use_cache=True)
-                prompt_sum, cache = shared.last_hidden_state.float().sum(1)[0], shared.past_key_values
+                prompt_sum, cache = self._sum(prompt_ids)
                 for i in members:
                     completion = self._tokens(conversations[i].completion)[:room]
                     total = prompt_sum + self._completion_sum(completion, cache)
@@ -85,14 +111,21 @@ class FeatureExtractor:
         return features
 
     def _completion_sum(self, ids: list[int], cache: Any) -> Tensor | float:
-        """Sum of the hidden states over a completion that follows the cached prompt, shape [hidden]."""
+        """Sum of the hidden states over a completion that follows the cached prompt, of one text's shape."""
         if not ids:
             return 0.0
-        hidden: Tensor = self._trunk(
-            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        total, _ = self._sum(ids, cache)
         cache.crop(-len(ids))  # back to the prompt
-        return hidden.float().sum(1)[0]
+        return total
+
+    def _sum(self, ids: list[int], cache: Any = None) -> tuple[Tensor, Any]:
+        """Sum of the hidden states over tokens that follow ``cache``, and the cache with them."""
+        layers = self.config.layers
+        given = {"input_ids": self._tensor(ids), "past_key_values": cache, "use_cache": True}
+        output = self._trunk(**given, output_hidden_states=layers is not None)
+        states = (output.last_hidden_state,) if layers is None else [output.hidden_states[i] for i in layers]
+        sums = torch.stack([state.float().sum(1)[0] for state in states])
+        return (sums[0] if layers is None else sums), output.past_key_values
 
     def _tensor(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self.backbone.device)

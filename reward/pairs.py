@@ -75,7 +75,8 @@ def _wrong(why: str) -> ConversationError:
 class FeaturePairs:
     """A batch of preference pairs as features.
 
-    Shapes: ``chosen`` and ``rejected`` [n, d] fp32; ``weight`` [n] (a record's weight within its unit); ``row_unit`` [n]
+    Shapes: ``chosen`` and ``rejected`` [n, d] (mixed layers: [n, layers, d]) fp32;
+    ``weight`` [n] (a record's weight within its unit); ``row_unit`` [n]
     int64, the privacy unit of every record, added by the collator and never seen by an objective.
     """
 

@@ -20,15 +20,16 @@ class ServerOptimizer:
 
     | case | result |
     |---|---|
-    | no step yet | zeros, released as they are |
+    | no step yet | the initial values, released as they are |
     | one step | the mean is that iterate if ``average_from`` is 0, else the last iterate stands for it |
     | a zero pseudo-gradient (nobody sampled, no noise) | a step all the same: momentum goes on |
     | NaN or inf in a pseudo-gradient | refused: no honest release has them, and they would stay for ever |
     """
 
-    def __init__(self, config: RewardConfig, dimension: int, num_rounds: int) -> None:
-        """Start at zero."""
-        self._parameter = torch.nn.Parameter(torch.zeros(dimension, dtype=torch.float64))
+    def __init__(self, config: RewardConfig, dimension: int, num_rounds: int, initial: Vector | None = None) -> None:
+        """Start at ``initial``, flat fp64 [dimension] and public; None: at zero."""
+        start = torch.zeros(dimension, dtype=torch.float64)
+        self._parameter = torch.nn.Parameter(start if initial is None else start + torch.from_numpy(initial))
         self._optimizer = _torch_optimizer(config, self._parameter)
         self._average_after = int(config.average_from * num_rounds)
         self._total = torch.zeros(dimension, dtype=torch.float64)

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 
 from fedpref.cli import budget, clean, data, doctor, evaluate, keys, models, plan, recipes, report, run, verify
 from fedpref.errors import CODED_ERRORS
+from fedpref.version import __version__
 
 app = typer.Typer(
     name="fedpref",
-    help="Train a shared language model from people's private preference feedback, with books that can be checked.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedpref {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedpref(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+    ] = False,
+) -> None:
+    """Train a shared language model from people's private preference feedback, with books that can be checked."""
+
+
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)

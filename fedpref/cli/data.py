@@ -134,8 +134,8 @@ def complete(
     dtype: str = "auto",
 ) -> None:
     """Let the base model answer a data set's public prompts: the public text that standardisation and projection need."""
-    from fedpref.cli.terminal import make_display
     from fedpref.data.complete import complete_prompts
+    from fedpref.terminal import make_display
 
     display = make_display()
     try:

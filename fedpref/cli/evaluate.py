@@ -18,7 +18,7 @@ def evaluate(
     """Reward accuracy of a run's released model on other preference pairs."""
     from fedpref.api import Run
     from fedpref.cli.run import evaluation_line
-    from fedpref.cli.terminal import make_display
+    from fedpref.terminal import make_display
 
     with closing(make_display()) as display:
         figures = Run(run).evaluate(data, display)

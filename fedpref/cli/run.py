@@ -23,8 +23,8 @@ def run(
     loaded = read_recipe(find_recipe(recipe), dict(parse_override(text) for text in overrides or []))
     from fedpref.api import run as run_recipe
     from fedpref.cli.plan import plan_lines
-    from fedpref.cli.terminal import make_display
     from fedpref.plan import make_plan
+    from fedpref.terminal import make_display
 
     for line in plan_lines(make_plan(loaded)):
         typer.echo(line, err=True)

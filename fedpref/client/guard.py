@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -11,9 +12,11 @@ from typing import Any
 import yaml
 
 from fedpref.channel.base import Failure
+from fedpref.client.remembered import RememberedBook
 from privacy.accounting import Composition
 from privacy.entries import Events
 from privacy.errors import CodedError, ParameterError, TermsRefusal
+from privacy.events import RandomizedResponseEvent
 from privacy.project import ProjectRun
 from privacy.project_book import Account, ProjectBook
 from privacy.signing import SigningKey, key_path
@@ -74,8 +77,11 @@ def _unreadable(path: Path, why: str) -> ParameterError:
 class Guard:
     """Terms and books of one client (or of several that share both) in one run."""
 
-    def __init__(self, config: ClientConfig, today: Callable[[], date] = date.today) -> None:
+    def __init__(
+        self, config: ClientConfig, today: Callable[[], date] = date.today, remembered: RememberedBook | None = None
+    ) -> None:
         self._terms, self._path, self._today = config.terms, config.ledger, today
+        self._remembered = remembered
         self._book: ProjectBook | None = None
         self._account: Account | None = None
         self._refused: CodedError | None = None
@@ -106,22 +112,57 @@ class Guard:
             self._refused = error
             self.close()
 
+    def _open(self) -> ProjectBook:
+        """The client's own books, if they are as this run left them."""
+        if self._remembered is not None:
+            self._remembered.check_present(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        book = ProjectBook(self._path, SigningKey.at(key_path(self._path)))
+        try:
+            if self._remembered is not None:
+                self._remembered.check(self._path.name, book)
+        except CodedError:
+            book.close()
+            raise
+        return book
+
+    def _remember(self) -> None:
+        if self._remembered is not None and self._book is not None:
+            self._remembered.remember(self._book)
+
     def _join(self, offer: Offer, run: ProjectRun, planned: Mapping[Adversary, Composition]) -> None:
         budget = self._terms.budgets[offer.unit]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._book = ProjectBook(self._path, SigningKey.at(key_path(self._path)))
-        known = self._book.cap_of(offer.unit)
+        self._book = book = self._open()
+        known = book.cap_of(offer.unit)
         stricter = known is not None and known.delta <= budget.delta and _at_most(budget.epsilon, known.epsilon)
         events = {adversary: next(iter(composition)) for adversary, composition in planned.items() if composition}
         if events and not stricter:  # terms may be tightened along the way, never loosened: see ``fix_cap``
-            self._book.fix_cap(offer.unit, budget.epsilon, budget.delta, events)
-        self._account = self._book.join(run, private_rng=True)
+            book.fix_cap(offer.unit, budget.epsilon, budget.delta, events)
+        self._account = book.join(run, private_rng=True)
+        self._remember()
         for adversary, composition in planned.items():
             self._account.expect(adversary, composition)
         bounds = {adversary: self._account.bound(adversary, composition) for adversary, composition in planned.items()}
-        refusal = self._terms.check(replace(offer, epsilon=bounds), self._today())
+        labels = self._label_total(offer, book, self._account)
+        refusal = self._terms.check(replace(offer, epsilon=bounds, label_epsilon=labels), self._today())
         if refusal is not None:
             raise refusal
+
+    def _label_total(self, offer: Offer, book: ProjectBook, account: Account) -> float:
+        """What randomised labels would have spent over all runs; their cap is the terms', fixed like a budget."""
+        most = self._terms.max_label_epsilon
+        if most is None or offer.label_epsilon == math.inf:
+            return offer.label_epsilon
+        known = book.label_cap_of(offer.unit)
+        if known is None or most > known:
+            book.fix_label_cap(offer.unit, most)
+        return account.label_total(offer.label_epsilon)
+
+    def book_labels(self, event: RandomizedResponseEvent) -> None:
+        """Book the draw of this run's labels in the client's own books, if its terms cap them; before one is drawn."""
+        if self._account is not None and self._refused is None and self._terms.max_label_epsilon is not None:
+            self._account.book_labels(event)
+            self._remember()
 
     def ask_again(self, offer: Offer) -> None:
         """Ask the terms about a smaller cohort: ``num_clients`` are those that are willing."""
@@ -161,6 +202,7 @@ class Guard:
         """Book the round in the client's own books, before its data are touched."""
         if self._account is not None:
             self._account.reserve(round_number, events)
+            self._remember()
 
     def close(self) -> None:
         """Close the client's own books."""

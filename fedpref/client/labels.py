@@ -33,6 +33,9 @@ def randomized_labels(
     The book is apart from that of the rounds (rule 12). It holds against everybody, the trusted server included: whatever
     is computed from kept labels is post-processing.
 
+    A client none of whose labels was drawn refused when they were, and agrees now: it stays out (no records) for the rest
+    of this run, which booked one draw.
+
     Raises:
         LabelsError: the kept labels are lost, broken, or of other records.
     """
@@ -52,7 +55,10 @@ def randomized_labels(
             )
     finally:
         ledger.close()
-    return {client: _swapped(data, kept.flips(names[client])) for client, data in clients.items()}
+    return {
+        client: _swapped(data, kept.flips(names[client])) if kept.knows_any(names[client]) else Preferences.concat([])
+        for client, data in clients.items()
+    }
 
 
 def _book(ledger: Ledger, response: RandomizedResponse) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.client.guard import Guard, failure
+from fedpref.client.local_training import LocalTraining, private_steps
 from fedpref.client.work import NodeData
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
@@ -25,6 +27,7 @@ from privacy.clipping import ClippedSum, clip_and_sum
 from privacy.errors import CodedError, TermsRefusal
 from privacy.gradients import per_unit_gradients
 from privacy.ledger import Ledger, Reservation
+from privacy.local_sgd import LocalDpSgd
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource
 from privacy.terms import Offer
@@ -51,19 +54,21 @@ class Node:
         rng: RandomSource,
         clipping: QuantileClipping | None = None,
         objective: Objective = bradley_terry_objective,
+        local: LocalTraining | None = None,
         offer: Offer | None = None,
         guards: Mapping[int, Guard] | None = None,
     ) -> None:
         """``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
 
         ``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound.
+        ``local``: steps of a client whose update is clipped as a whole (unit `client`); None: one gradient per unit.
         """
         self._name, self._num_clients, self._data = name, num_clients, data
         self._manifest, self._mechanism = manifest, mechanism
         self._ledger, self._journal, self._rng = ledger, journal, rng
-        self._clipping, self._objective = clipping, objective
+        self._clipping, self._objective, self._local = clipping, objective, local
         self._offer, self._guards = offer, dict(guards or {})
-        self._head = RewardHead(manifest.dimension)
+        self._head = RewardHead.of(manifest.tensors)
         self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
 
     def contribute(self, request: RoundRequest) -> list[bytes | Failure]:
@@ -83,10 +88,13 @@ class Node:
             return [failure(refusal) for _, refusal in sorted(refusals.items())]
         reservation = self._reserve(request.round, refusals)
         mechanism = self._mechanism_of(request)
-        sums = self._clipped_sums(request, mechanism, refusals)
-        messages = [
-            b"" if i in refusals else self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)
-        ]
+        if isinstance(mechanism, LocalDpSgd):
+            messages = self._private_steps(request, mechanism, reservation, refusals)
+        else:
+            sums = self._clipped_sums(request, mechanism, refusals)
+            messages = [
+                b"" if i in refusals else self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)
+            ]
         self._journal.save(reservation, messages)
         self._ledger.commit(reservation)
         return self._replies(messages, refusals)
@@ -162,10 +170,29 @@ class Node:
         set_weight(self._head, request.parameters)
         batch = self._data.batch(selected)
         num_selected = int(selected.sum())
-        rows = torch.Tensor.numpy(per_unit_gradients(self._head, self._objective, batch, num_selected, self._trainable))
+        if self._local is not None:
+            rows: npt.NDArray[np.floating] = self._local.updates(self._head, self._objective, batch, num_selected)
+        else:
+            gradients = per_unit_gradients(self._head, self._objective, batch, num_selected, self._trainable)
+            rows = torch.Tensor.numpy(gradients)
         if self._clipping is not None and request.clipping_norm is not None:
             rows = self._clipping.with_bits(rows, request.clipping_norm)
         return clip_and_sum(rows, self._data.client[selected], self._num_clients, mechanism.max_grad_norm)
+
+    def _private_steps(
+        self,
+        request: RoundRequest,
+        mechanism: LocalDpSgd,
+        reservation: Reservation,
+        refusals: Mapping[int, CodedError],
+    ) -> list[bytes]:
+        work = self._head, self._objective, self._data
+        return [
+            b""
+            if i in refusals
+            else private_steps(mechanism, work, request.parameters, reservation, client=i, rng=self._rng).to_bytes()
+            for i in range(self._num_clients)
+        ]
 
     def _seal(self, client: int, total: ClippedSum, reservation: Reservation, mechanism: GaussianMechanism) -> bytes:
         if mechanism.trust is Trust.CENTRAL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +29,11 @@ CHUNK = 256  # texts between two saves of the cache
 
 
 class Extractor(Protocol):
-    """Texts -> features, shape [n, hidden]."""
+    """Texts -> features, shape [n, *shape]."""
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a feature."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one text's features."""
 
     def __call__(self, conversations: Sequence[Conversation], progress: Progress = ...) -> Array:
         """Features in order."""
@@ -57,7 +57,7 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
 
     def __call__(self, conversations: Sequence[Conversation], progress: Progress = lambda done, total: None) -> Array:
-        """Features in the order asked for, shape [n, hidden] fp32."""
+        """Features in the order asked for, shape [n, *shape] fp32."""
         names = [_digest(c) for c in conversations]
         missing = list({n: c for n, c in zip(names, conversations, strict=True) if n not in self._known}.items())
         missing.sort(key=lambda item: item[1])  # answers to one prompt together: the extractor shares the prompt's work
@@ -66,11 +66,7 @@ class FeatureStore:
             rows = self._extractor([c for _, c in chunk], _shifted(progress, start, len(missing)))
             self._known.update({name: row for (name, _), row in zip(chunk, rows, strict=True)})
             self._save()
-        return (
-            np.stack([self._known[n] for n in names])
-            if names
-            else np.zeros((0, self._extractor.hidden_size), np.float32)
-        )
+        return np.stack([self._known[n] for n in names]) if names else np.zeros((0, *self._extractor.shape), np.float32)
 
     def _save(self) -> None:
         if self._path:
@@ -92,8 +88,8 @@ def _digest(conversation: Conversation) -> str:
 class NodeData:
     """The training records of all clients of one node, sorted by unit.
 
-    Shapes: ``chosen`` and ``rejected`` [n, d] fp32, ``weight`` [n], ``start`` [units + 1] (records of unit u are
-    start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.sampling.Units``.
+    Shapes: ``chosen`` and ``rejected`` [n, d] (mixed layers: [n, layers, d]) fp32, ``weight`` [n], ``start`` [units + 1]
+    (records of unit u are start[u] .. start[u+1]), ``client`` and ``place`` [units] as in ``privacy.sampling.Units``.
     """
 
     chosen: Tensor
@@ -131,16 +127,18 @@ def prepare_node(
     unit: PrivacyUnit,
     max_pairs_per_user: int,
 ) -> NodeData:
-    """Bound each unit's records by a fixed rule, weight them by 1/sqrt(count), and lay everything out by unit.
+    """Bound each person's records by a fixed rule, weight a unit's by 1/sqrt(count), and lay everything out by unit.
 
     Args:
         clients: name -> records, in the order of the clients' numbers; a client without records keeps its number.
-        features: projected features of texts, shape [texts, d].
-        unit: ``user`` or ``example``.
+        features: projected features of texts, shape [texts, d] or [texts, layers, d].
+        unit: of privacy. ``client``: all of a client's records are one unit, also of one without any, all of weight 1.
         max_pairs_per_user: a user's first pairs in a hash order of their texts; the rest is not used. Looks at that
             user's own records only.
     """
     parts = [_client_rows(i, data, unit, max_pairs_per_user) for i, data in enumerate(clients.values())]
+    if unit is PrivacyUnit.CLIENT:
+        parts = [_as_one(rows, name) for rows, name in zip(parts, clients, strict=True)]
     table, offsets = _feature_table(clients, features)
     chosen = np.concatenate([offsets[i][p.chosen] for i, p in enumerate(parts)] or [np.zeros(0, np.int64)])
     rejected = np.concatenate([offsets[i][p.rejected] for i, p in enumerate(parts)] or [np.zeros(0, np.int64)])
@@ -148,7 +146,7 @@ def prepare_node(
     return NodeData(
         torch.from_numpy(table[chosen]),
         torch.from_numpy(table[rejected]),
-        torch.from_numpy(np.repeat(1.0 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)),
+        torch.from_numpy(_weights(counts, unit)),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         np.concatenate([np.full(len(p.counts), p.client) for p in parts] or [np.zeros(0)]).astype(np.int64),
         np.concatenate([p.place for p in parts] or [np.zeros(0)]),
@@ -178,6 +176,16 @@ def _client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) 
     keep = by_user[rank < limit]
     place = _places([str(user) for user in users])
     return _Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit), place)
+
+
+def _as_one(rows: _Rows, client: str) -> _Rows:
+    """All records of a client as one unit."""
+    return replace(rows, counts=np.array([rows.counts.sum()], dtype=np.int64), place=_places([client]))
+
+
+def _weights(counts: npt.NDArray[np.int64], unit: PrivacyUnit) -> npt.NDArray[np.float32]:
+    each = np.ones(len(counts)) if unit is PrivacyUnit.CLIENT else 1.0 / np.sqrt(np.maximum(counts, 1))
+    return np.repeat(each, counts).astype(np.float32)
 
 
 def _places(names: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ import yaml
 from fedpref.data.reading import read_dataset
 from fedpref.data.spec import find_dataset
 from fedpref.display import Display
+from fedpref.errors import DatasetError
 from fedpref.journal import write_durably
 from policy.rollout import sample_completions
 from reward.backbone import load_backbone
@@ -35,9 +36,14 @@ def complete_prompts(
     random length, so that the projection sees lengths as varied as people's texts.
 
     Raises:
-        DatasetError, ModelNotFoundError: nothing of that name.
+        DatasetError, ModelNotFoundError: nothing of that name, or ``out`` is there already.
         DiskError: the disk refused; every file is whole or not there.
     """
+    described = out.with_suffix(".yaml")
+    if taken := next((path for path in (out, described) if path.exists()), None):
+        raise DatasetError(
+            f"{taken} is there already.", "Nothing is written over it.", "Name another file, or remove it."
+        )
     spec = find_dataset(data)
     prompts: dict[str, str] = {}
     for row in read_dataset(spec, need_user=False):
@@ -76,6 +82,5 @@ def complete_prompts(
         "reason": reason,
         "facts": {"texts": len(rows)},
     }
-    described = out.with_suffix(".yaml")
     write_durably(described, yaml.safe_dump(description, sort_keys=False, allow_unicode=True).encode())
     return described

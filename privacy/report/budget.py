@@ -29,7 +29,7 @@ class BudgetRow:
     unit: str
     adversary: str
     delta: float
-    measure: str  # "epsilon" (accountant), or "filter bound" (over several runs)
+    measure: str  # "epsilon" (accountant), "filter bound" (over several runs), or "label epsilon" (pure, a sum)
     trusted: bool
     spent: float | None
     cap: float | None
@@ -73,7 +73,16 @@ def _ledger_rows(view: LedgerView) -> list[BudgetRow]:
         rounds = None if cap is None or last is None else _rounds_left(last, fits)
         measured = _finite(spent)
         rows.append(
-            _row(view.header.scope, header.unit.value, adversary, header.target_delta, trusted, measured, cap, rounds)
+            _row(
+                view.header.scope,
+                header.unit.value,
+                adversary.value,
+                header.target_delta,
+                trusted,
+                measured,
+                cap,
+                rounds,
+            )
         )
     return rows
 
@@ -91,15 +100,20 @@ def _project_rows(view: ProjectView, name: str) -> list[BudgetRow]:
             rounds = max(0, math.floor(room / cost)) if 0 < cost < math.inf else None
             spent = None if trusted else _finite(watch.bound(cap.cost(total)))
             rows.append(
-                _row(name, unit.value, adversary, cap.delta, trusted, spent, watch.epsilon, rounds, "filter bound")
+                _row(
+                    name, unit.value, adversary.value, cap.delta, trusted, spent, watch.epsilon, rounds, "filter bound"
+                )
             )
-    return rows
+    return rows + [
+        _row(name, unit.value, "everybody", 0.0, False, view.label_total(unit), cap, None, "label epsilon")
+        for unit, cap in view.label_caps.items()
+    ]
 
 
 def _row(  # noqa: PLR0917 - two callers, right above
     book: str,
     unit: str,
-    adversary: Adversary,
+    adversary: str,
     delta: float,
     trusted: bool,
     spent: float | None,
@@ -108,7 +122,7 @@ def _row(  # noqa: PLR0917 - two callers, right above
     measure: str = "epsilon",
 ) -> BudgetRow:
     left = None if cap is None or spent is None else max(0.0, cap - spent)
-    return BudgetRow(book, unit, adversary.value, delta, measure, trusted, spent, cap, left, rounds)
+    return BudgetRow(book, unit, adversary, delta, measure, trusted, spent, cap, left, rounds)
 
 
 def _rounds_left(event: Event, fits: Callable[[Counter[Event]], bool]) -> int:
@@ -138,6 +152,6 @@ def budget_text(rows: list[BudgetRow]) -> str:
         ]
         lines.append(
             f"{row.book:<18} {row.unit:<8} {row.adversary:<14} {spent:>18} {cells[0]:>8} {cells[1]:>8} {cells[2]:>12}"
-            f"  {row.delta:g}" + ("  (filter bound)" if row.measure != "epsilon" else "")
+            f"  {row.delta:g}" + (f"  ({row.measure})" if row.measure != "epsilon" else "")
         )
     return "\n".join(lines) + "\n"

@@ -95,6 +95,7 @@ def build_report(run: Path) -> Report:
             "rounds_committed": len(federation.committed),
             "labels": [_label_row(read_ledger(path)) for path in label_paths(run)],
             "project": None if project is None else project_rows(project),
+            **({"project_labels": label_rows(project)} if project is not None and project.label_caps else {}),
             "assumptions": _assumptions(federation, shared=project is not None),
             "ledgers": [
                 {"file": str(path.relative_to(run)), "head": view.head, "entries": view.num_entries}
@@ -178,6 +179,14 @@ def project_rows(view: ProjectView) -> list[dict[str, Any]]:
     return rows
 
 
+def label_rows(view: ProjectView) -> list[dict[str, Any]]:
+    """Per unit: what randomised labels of all runs spent of their cap, pure, against everybody."""
+    return [
+        {"unit": unit.value, "label_epsilon": view.label_total(unit), "cap": cap}
+        for unit, cap in view.label_caps.items()
+    ]
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -234,6 +243,8 @@ def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
         others,
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         *_noise_assumptions(view),
+        "Settings (clipping norm, rounds, learning rate, layer) are taken as public. Whatever was learned from private data "
+        "to choose them is in no total; those of the shipped recipes were looked at by cross-validation on the embedded votes.",
         "The time at which a message arrives is out of scope.",
     ]
     evaluated = header.facts.get("num_evaluation_users")

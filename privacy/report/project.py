@@ -51,6 +51,7 @@ def check_project(
     verdict.passed.append(f"{name}: {view.num_entries} lines, {len(view.runs)} runs, chain intact, order kept{torn}")
     signer = check_signed_heads(name, path, view.hashes, manifest, verdict)
     _check_caps(name, view, verdict)
+    _check_label_caps(name, view, verdict)
     if joined is not None:
         _check_joined(name, view, joined, verdict)
     return CheckedProject(view, signer)
@@ -71,6 +72,18 @@ def _check_caps(name: str, view: ProjectView, verdict: Verdict) -> None:
                     f"{name}: the filter bound of unit {unit.value} against {adversary.value} is {bound:.4f}, "
                     f"above the cap {cap.epsilon[adversary]:g}"
                 )
+
+
+def _check_label_caps(name: str, view: ProjectView, verdict: Verdict) -> None:
+    for unit, cap in view.label_caps.items():
+        total = view.label_total(unit)
+        verdict.notes.append(
+            f"randomised labels, all runs of {name} on unit {unit.value}: epsilon {total:g} of {cap:g}"
+        )
+        if total > cap:
+            verdict.failed.append(
+                f"{name}: randomised labels of unit {unit.value} spent {total:g}, above the cap {cap:g}"
+            )
 
 
 def _check_joined(name: str, view: ProjectView, joined: JoinedRun, verdict: Verdict) -> None:

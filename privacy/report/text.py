@@ -19,6 +19,7 @@ def render_text(report: Report) -> str:
         lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
     lines += _labels(f["labels"])
     lines += _project(f["project"])
+    lines[-1:] = [*_project_labels(f.get("project_labels", [])), ""]
     lines += [
         "How it was computed",
         f"  unit {f['unit']}, neighbouring relation {f['relation']}, trust {f['trust']}",
@@ -66,6 +67,14 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"  {row['scope']:<66} {epsilon} at delta 0, unit {row['unit']}")
         lines += textwrap.wrap(row["covers"], 96, initial_indent="      ", subsequent_indent="      ")
     return [*lines, ""] if rows else []
+
+
+def _project_labels(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"  randomised labels of all runs, against everybody, a total of its own: epsilon {row['label_epsilon']:g} of "
+        f"{row['cap']:g} at delta 0, unit {row['unit']}"
+        for row in rows
+    ]
 
 
 def _project(rows: list[dict[str, Any]] | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
     federation = views.get(FEDERATION)
     _check_labels(run, anchors, verdict)
     for path in project_paths(run):
-        joined = JoinedRun(signers.get(FEDERATION, ""), federation.reservations) if federation else None
+        joined = _joined(views, signers)
         project = check_project(path, path.name, joined, verdict, manifest)
         if project:
             _check_anchor(path.name, project.hashes[-1], anchors.get(path.name), verdict)
@@ -85,6 +86,16 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
         nodes = [view for name, view in views.items() if view and name != FEDERATION]
         for view in [*nodes, federation] if federation.header.trust is Trust.LOCAL else [federation]:
             _epsilons(view, verdict)
+
+
+def _joined(views: Mapping[str, LedgerView | None], signers: Mapping[str, str]) -> JoinedRun | None:
+    """The book of this run that joined the project's: the federation's; under trust `local` the node's, which is the claim."""
+    federation = views.get(FEDERATION)
+    local = federation is not None and federation.header.trust is Trust.LOCAL
+    for name, view in views.items():
+        if view is not None and (name == FEDERATION) is not local:
+            return JoinedRun(signers.get(name, ""), view.reservations)
+    return None
 
 
 def _check_finished(run: Path, manifest: dict[str, Any] | None, verdict: Verdict) -> None:

@@ -74,6 +74,38 @@ class TestDebiasedBradleyTerry(TestBradleyTerry):
         return debiased_objective(0.2)(self.head, self.batch(records))
 
 
+class TestMlpHead(TestBradleyTerry):
+    hidden_dim: int | None = 4
+    num_layers: int | None = None
+
+    def setup_method(self) -> None:
+        torch.manual_seed(3)
+        self.head = RewardHead(D, self.hidden_dim, self.num_layers)
+        for parameter in self.head.parameters():
+            torch.nn.init.normal_(parameter)
+        shape = (N, D) if self.num_layers is None else (N, self.num_layers, D)
+        self.chosen, self.rejected, self.weight = torch.randn(shape), torch.randn(shape), torch.rand(N)
+
+    def parameter(self) -> Tensor:
+        assert self.head.hidden is not None
+        return self.head.hidden.weight
+
+
+class TestMixedLayers(TestMlpHead):
+    hidden_dim, num_layers = None, 3
+
+    def parameter(self) -> Tensor:
+        assert self.head.mix is not None
+        return self.head.mix.weight
+
+
+class TestDebiasedMlpHeadOnMixedLayers(TestMlpHead):
+    hidden_dim, num_layers = 4, 2
+
+    def losses(self, records: Tensor) -> Tensor:
+        return debiased_objective(0.2)(self.head, self.batch(records))
+
+
 class TestGrpo(ObjectiveContract):
     """The record is a prompt's whole group (guarantees.md rule 13): 3 completions of 4 tokens."""
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedpref.cli.terminal import LiveDisplay, PlainDisplay
 from fedpref.display import Display
 from fedpref.errors import DiskError
+from fedpref.terminal import LiveDisplay, PlainDisplay
 from fedpref.tracking import RELEASED_FIGURES, JsonlTracker, Tracker, Trackers, WandbTracker
 
 ROUNDS = 3

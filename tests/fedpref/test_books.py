@@ -15,16 +15,19 @@ import yaml
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.channel.local import LocalChannel
 from fedpref.client.guard import client_configs, read_client_config
+from fedpref.client.remembered import RememberedBook
 from fedpref.config import Recipe
 from fedpref.errors import NoDataError, RecipeError
 from fedpref.folder import RunFolder
+from fedpref.journal import SealedJournal
+from fedpref.recipes import read_recipe
 from fedpref.training import train_reward_head
-from privacy.errors import BudgetError, ParameterError
-from privacy.ledger import read_ledger
+from privacy.errors import BudgetError, LedgerError, ParameterError
+from privacy.ledger import Ledger, Reservation, read_ledger
 from privacy.project import read_project
-from privacy.report import build_report, render_text
+from privacy.report import build_report, render_text, verify
 from privacy.sealed import Entrusted, sealed_from_bytes
-from privacy.units import Adversary, PrivacyUnit
+from privacy.units import Adversary, PrivacyUnit, Trust
 from tests.fedpref.conftest import speak
 from tests.privacy.oracles import discrete
 from tests.tiny import make_recipe, train, training_input, write_recipe
@@ -242,3 +245,135 @@ def test_what_can_be_refused_early_is_refused_before_a_folder_is_made_or_a_data_
         assert ("FP413" if number == 0 else "FP410") in spoken.err
         assert not (folder / "run").exists()
         assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_under_local_trust_the_projects_books_have_what_the_node_booked_also_a_round_that_it_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = in_project(tmp_path, "first", privacy__trust="local")
+    save, calls = SealedJournal.save, list[int]()
+
+    def damaged(self: SealedJournal, reservation: Reservation, messages: list[bytes]) -> None:
+        save(self, reservation, messages)
+        calls.append(reservation.round)
+        if calls == [1, 2, 3]:  # killed once: the kept bytes are damaged, and may have been sent
+            path = Path(recipe.output_dir) / "nodes/local/sealed.bin"
+            path.write_bytes(path.read_bytes()[:-1])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SealedJournal, "save", damaged)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    train(recipe, resume=True)
+    run = Path(recipe.output_dir)
+    booked = read_ledger(run / "nodes/local/ledger.jsonl").nominal(Adversary.SERVER)
+    assert booked == Counter({EVENT: ROUNDS + 1})
+    assert read_ledger(run / "ledger.jsonl").nominal(Adversary.SERVER) == Counter({EVENT: ROUNDS})
+    view = read_project(tmp_path / "books/project.jsonl")
+    for adversary in Adversary:
+        assert view.spent(PrivacyUnit.USER, adversary) == booked
+    (only,) = view.runs
+    assert (only.scope, only.trust) == ("node:local", Trust.LOCAL)
+    verdict = verify(run)
+    assert verdict.ok, verdict.failed
+    assert any("every round of this run is booked" in line for line in verdict.passed)
+    third = in_project(tmp_path, "third", privacy__trust="local", federation__num_rounds=60)
+    with pytest.raises(BudgetError):
+        train(third)
+
+
+def test_a_relative_path_of_the_books_is_meant_from_the_recipe_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path, Path("no-model"), privacy__ledger="books/p.jsonl", federation__terms="../terms")
+    seen = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        recipe = read_recipe(path)
+        seen.add((recipe.privacy.ledger, recipe.federation.terms))
+    monkeypatch.chdir(tmp_path)
+    seen.add((read_recipe(Path("recipe.yaml")).privacy.ledger, str(tmp_path.parent / "terms")))
+    assert seen == {(str(tmp_path / "books/p.jsonl"), str(tmp_path.parent / "terms"))}
+    over = read_recipe(path, {"privacy.ledger": "q.jsonl"})
+    assert over.privacy.ledger == str(tmp_path / "q.jsonl")
+
+
+def test_a_client_that_refused_when_labels_were_drawn_and_agrees_later_stays_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"privacy__labels": "randomized_response", "privacy__label_epsilon": 1.0}
+    recipe = make_recipe(tmp_path, federation__terms=str(tmp_path / "terms"), **changes)
+    names = list(training_input(recipe).data.clients)
+    write_terms(tmp_path / "terms" / f"{names[1]}.yaml", expires="2020-01-01")
+    commit, rounds = Ledger.commit, list[int]()
+
+    def killed(self: Ledger, reservation: Reservation) -> None:
+        rounds.append(reservation.round)
+        if reservation.round == 3 and rounds.count(3) == 1:
+            raise KeyboardInterrupt
+        commit(self, reservation)
+
+    monkeypatch.setattr(Ledger, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    kept = (Path(recipe.output_dir) / "nodes/local/labels.bin").read_bytes()
+    write_terms(tmp_path / "terms" / f"{names[1]}.yaml")  # it renewed its terms
+    seen = spied(monkeypatch)
+    assert np.isfinite(train(recipe, resume=True)).all()
+    assert (Path(recipe.output_dir) / "nodes/local/labels.bin").read_bytes() == kept  # no label is drawn a second time
+    last = seen[-1][1]
+    assert isinstance(last, bytes)  # of the same size as everybody's, and of nobody's records
+    message = sealed_from_bytes(last, Entrusted, 1, ROUNDS, 8)
+    assert isinstance(message, Entrusted)
+    assert not message.value.any()
+
+
+@pytest.mark.parametrize("loss", ["gone", "cut", "gone with its key and head", "another book"])
+def test_a_clients_own_books_lost_between_kill_and_resume_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    recipe = make_recipe(tmp_path, federation__terms=str(write_terms(tmp_path / "client.yaml")))
+    commit, rounds = Ledger.commit, list[int]()
+
+    def killed(self: Ledger, reservation: Reservation) -> None:
+        rounds.append(reservation.round)
+        if reservation.round == 3 and rounds.count(3) == 1:
+            raise KeyboardInterrupt
+        commit(self, reservation)
+
+    monkeypatch.setattr(Ledger, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    book = tmp_path / "client.books.jsonl"
+    lines = book.read_bytes().splitlines(keepends=True)
+    beside = [path for path in tmp_path.glob("client.books*") if path != book]
+    if loss == "cut":
+        book.write_bytes(b"".join(lines[:-1]))
+    else:
+        book.unlink()
+    for path in beside if loss != "gone" else []:  # or the signed head would tell
+        path.unlink()
+    if loss == "another book":
+        (tmp_path / "other").mkdir()
+        train(make_recipe(tmp_path / "other", federation__terms=recipe.federation.terms))
+    said = list[str]()
+    given, folder = training_input(recipe), RunFolder(Path(recipe.output_dir))
+    folder.begin(recipe, given.plan.digest, resume=True)
+    with pytest.raises(NoDataError):  # all clients share these terms, so nobody takes part
+        train_reward_head(given, folder, [], said.append)
+    assert any(LedgerError.code in line for line in said), said
+    assert book.exists() is (loss in {"cut", "another book"})  # no new books were begun
+    if loss == "cut":
+        book.write_bytes(b"".join(lines))
+        assert np.isfinite(train(recipe, resume=True)).all()
+        assert read_project(book).spent(PrivacyUnit.USER, Adversary.READER) == Counter({discrete(1.5, 1.0): ROUNDS})
+
+
+def test_a_memory_that_cannot_be_read_is_no_reason_to_believe_the_books(tmp_path: Path) -> None:
+    remembered = RememberedBook(tmp_path / "0.json")
+    remembered.check_present(tmp_path / "none yet")
+    for content in ("", "[]", "{}", '{"schema": "fedpref-remembered-1", "lines": "1", "head": ""}'):
+        (tmp_path / "0.json").write_text(content, encoding="utf-8")
+        with pytest.raises(LedgerError):
+            remembered.check_present(tmp_path / "none yet")

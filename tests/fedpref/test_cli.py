@@ -39,6 +39,11 @@ def test_the_verbs_are_the_known_ones() -> None:
         assert set(command.commands[group].commands) == set(verbs)  # type: ignore[attr-defined]
 
 
+def test_version_and_nothing_else() -> None:
+    spoken = speak("--version")
+    assert (spoken.code, spoken.out) == (0, f"fedpref {fedpref.__version__}\n")
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_verb_explains_itself(command: tuple[str, ...]) -> None:
     spoken = speak(*command, "--help")

@@ -67,6 +67,15 @@ def test_no_answer_that_a_person_voted_on_is_in_it(completed: Path) -> None:
     assert set(table.column_names) == {"prompt", "completion", "topic"}
 
 
+def test_nothing_is_written_over(completed: Path, tiny_model: Path) -> None:
+    before = (completed / "answers.parquet").read_bytes()
+    out, data = str(completed / "answers.parquet"), str(completed / "votes.yaml")
+    spoken = speak("data", "complete", data, "--out", out, "--reason", "r", "--model", str(tiny_model))
+    assert spoken.code == 1
+    assert "answers.parquet is there already." in spoken.err
+    assert (completed / "answers.parquet").read_bytes() == before
+
+
 @pytest.mark.parametrize("file", ["x.parquet", "x.yaml"])
 def test_a_full_disk_is_coded_and_leaves_no_half_file(
     completed: Path, tiny_model: Path, tmp_path: Path, file: str

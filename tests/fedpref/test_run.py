@@ -55,6 +55,20 @@ def test_trackers_are_closed_once_by_whoever_opened_them_also_when_training_fail
     assert Watched.closed == 1
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_without_a_display_the_python_door_shows_progress_and_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    seen: list[Display] = []
+    Watched.closed = 0
+    monkeypatch.setattr(api, "run", lambda *_, display, **__: seen.append(display))
+    monkeypatch.setattr(api, "make_display", Watched)
+    silent = fedpref.Display()
+    fedpref.load_recipe(write_recipe(tmp_path, Path("m"))).run(display=silent if given else None)
+    assert (seen[0] is silent) == given
+    assert Watched.closed == (not given)
+
+
 @pytest.mark.parametrize("ends", [DiskError("what", "why", "fix"), KeyboardInterrupt()])
 def test_the_command_closes_its_display_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: BaseException
@@ -63,6 +77,6 @@ def test_the_command_closes_its_display_once(
         raise ends
 
     monkeypatch.setattr(api, "run", fail)
-    monkeypatch.setattr("fedpref.cli.terminal.make_display", Watched)
+    monkeypatch.setattr("fedpref.terminal.make_display", Watched)
     assert speak("run", str(write_recipe(tmp_path, Path("m")))).code == (130 if "Key" in repr(ends) else 1)
     assert Watched.closed == 1

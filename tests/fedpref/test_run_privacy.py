@@ -16,10 +16,10 @@ import pytest
 import safetensors.numpy
 
 import fedpref
-from fedpref.cli.terminal import LiveDisplay, PlainDisplay
 from fedpref.config import Recipe
 from fedpref.errors import TrackerError
 from fedpref.plan import make_plan
+from fedpref.terminal import LiveDisplay, PlainDisplay
 from fedpref.tracking import RELEASED_FIGURES, Trackers
 from privacy.report import build_report, verify
 from privacy.sealed import Entrusted, LocallyPrivate, size_of

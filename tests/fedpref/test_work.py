@@ -123,7 +123,7 @@ def test_two_clients_that_share_texts_share_features_but_not_records() -> None:
 class CountingExtractor:
     """Fake features that count how many texts were computed."""
 
-    hidden_size = 4
+    shape = (4,)
 
     def __init__(self) -> None:
         self.seen: list[Conversation] = []

@@ -52,6 +52,9 @@ class Sequence(nn.Module):
 
 SHAPES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "reward head": (RewardHead, (6,)),
+    "mlp head": (lambda width: RewardHead(width, 4), (6,)),
+    "mixed layers": (lambda width: RewardHead(width, None, 3), (3, 6)),
+    "mlp head on mixed layers": (lambda width: RewardHead(width, 4, 2), (2, 6)),
     "mlp": (Mlp, (6,)),
     "sequence": (Sequence, (4, 6)),
 }

@@ -14,7 +14,6 @@ from privacy.errors import MechanismMisuseError, ParameterError
 from privacy.events import NonPrivateEvent, RepeatedEvent
 from privacy.ledger import Ledger
 from privacy.local_sgd import LocalDpSgd
-from privacy.mechanism import GaussianMechanism
 from privacy.rng import SeededNonPrivateRandom, SystemRandom
 from privacy.sampling import FixedOrderSampling, PoissonSampling, Units
 from privacy.units import Adversary, Trust
@@ -33,7 +32,7 @@ def gradients(parameters: Vector, mask: npt.NDArray[np.bool_]) -> Vector:
 
 
 def local(z: float = 2.0, steps: int = 4, trust: Trust = Trust.LOCAL, rate: float = 0.5) -> LocalDpSgd:
-    return LocalDpSgd(GaussianMechanism(trust, PoissonSampling(rate), 1.0, z), steps, 0.3, 6.0)
+    return LocalDpSgd(trust, PoissonSampling(rate), 1.0, z, steps, 0.3, 6.0)
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_a_round_costs_as_many_releases_as_it_has_steps() -> None:
 
 def test_the_steps_are_those_of_a_slow_loop(node: Ledger) -> None:
     rng, sgd = SeededNonPrivateRandom(5), local()
-    sent = sgd.release(START, gradients, UNITS, node.reserve(1, sgd.events()), client=3, rng=rng)
+    sent = sgd.train(START, gradients, UNITS, node.reserve(1, sgd.events()), client=3, rng=rng)
     theta = START.copy()
     for step in range(4):
         total = np.zeros(5)
@@ -61,7 +60,7 @@ def test_the_steps_are_those_of_a_slow_loop(node: Ledger) -> None:
             total += pull * min(1.0, 1.0 / float(np.linalg.norm(pull)))
         noise = grid_noise(rng.stream("noise", step=step, round=1, client=3), 2.0, 1.0, 5)
         theta -= 0.3 * (total + noise) / 6.0
-    np.testing.assert_allclose(sent.value, theta - START, atol=1e-4)
+    np.testing.assert_allclose(START - sent.value * 0.3 / 6.0, theta, atol=1e-4)
     assert (sent.client, sent.round, sent.l2_bound) == (3, 1, 1.0)
     sent.to_bytes()
 
@@ -75,8 +74,9 @@ def test_every_step_adds_its_own_noise(node: Ledger) -> None:
     sgd, nobody = local(z=2.0, steps=4), Units(np.zeros(0, dtype=np.int64), np.zeros(0))
     start = np.zeros(2000)
     reservation = node.reserve(1, sgd.events())
-    sent = sgd.release(start, lambda *_: np.zeros((0, 2000)), nobody, reservation, client=0, rng=SystemRandom())
-    one = (0.3 * 2.0 / 6.0) ** 2
+    sent = sgd.train(start, lambda *_: np.zeros((0, 2000)), nobody, reservation, client=0, rng=SystemRandom())
+    one = 2.0**2
+    assert sgd.noise_std**2 == pytest.approx(4 * one)
     error = 4 * one * (2 / 2000) ** 0.5
     assert abs(sent.value.var() - 4 * one) < 4.9 * error
     for wrong in (one, 16 * one, 4 * one * 4 / 9, 4 * one * 9 / 4):
@@ -86,18 +86,18 @@ def test_every_step_adds_its_own_noise(node: Ledger) -> None:
 def test_leave_for_one_step_is_no_leave_for_four(node: Ledger) -> None:
     reservation = node.reserve(1, local(steps=1).events())
     with pytest.raises(MechanismMisuseError):
-        local().release(START, gradients, UNITS, reservation, client=0, rng=SystemRandom())
+        local().train(START, gradients, UNITS, reservation, client=0, rng=SystemRandom())
     node.commit(reservation)
     own = node.reserve(2, local().events())
-    local().release(START, gradients, UNITS, own, client=0, rng=SystemRandom())
+    local().train(START, gradients, UNITS, own, client=0, rng=SystemRandom())
     with pytest.raises(MechanismMisuseError):
-        local().release(START, gradients, UNITS, own, client=0, rng=SystemRandom())
+        local().train(START, gradients, UNITS, own, client=0, rng=SystemRandom())
 
 
 def test_the_federations_book_is_no_leave_for_a_client(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "federation.jsonl", header(trust=Trust.LOCAL, private_rng=False))
     with pytest.raises(MechanismMisuseError):
-        local().release(START, gradients, UNITS, ledger.reserve(1, local().events()), client=0, rng=SystemRandom())
+        local().train(START, gradients, UNITS, ledger.reserve(1, local().events()), client=0, rng=SystemRandom())
     ledger.close()
 
 
@@ -106,11 +106,10 @@ def test_what_is_no_local_dp_sgd_is_refused() -> None:
         local(trust=Trust.CENTRAL)
     with pytest.raises(ParameterError):
         local(steps=0)
-    order = GaussianMechanism(Trust.LOCAL, FixedOrderSampling(2), 1.0, 2.0)
-    for mechanism, rate, divisor in (
-        (order, 0.3, 6.0),
-        (local().mechanism, float("nan"), 6.0),
-        (local().mechanism, 1, 0),
+    for sampling, rate, divisor in (
+        (FixedOrderSampling(2), 0.3, 6.0),
+        (PoissonSampling(0.5), float("nan"), 6.0),
+        (PoissonSampling(0.5), 1, 0),
     ):
         with pytest.raises(ParameterError):
-            LocalDpSgd(mechanism, 2, rate, divisor)
+            LocalDpSgd(Trust.LOCAL, sampling, 1.0, 2.0, 2, rate, divisor)

@@ -20,7 +20,7 @@ FORM: dict[str, Any] = {
     "server": EMBEDDED,
     "min_clients": 5,
     "recipes": ["abc"],
-    "signers": ["key"],
+    "max_label_epsilon": 20,
     "expires": "2026-12-31",
 }
 OFFER = Offer(
@@ -31,6 +31,7 @@ OFFER = Offer(
     num_clients=5,
     recipe="abc",
     server=EMBEDDED,
+    label_epsilon=20.0,
 )
 
 
@@ -47,8 +48,10 @@ def against(adversary: Adversary, value: float) -> dict[Adversary, float]:
     [
         ("expires", {}, date(2027, 1, 1)),
         ("recipes", {"recipe": "abcd"}, TODAY),
-        ("recipes", {"recipe": "", "signer": ""}, TODAY),
-        ("recipes", {"recipe": "other", "signer": "another key"}, TODAY),
+        ("recipes", {"recipe": ""}, TODAY),
+        ("max_label_epsilon", {"label_epsilon": 20.01}, TODAY),
+        ("max_label_epsilon", {"label_epsilon": math.inf}, TODAY),
+        ("max_label_epsilon", {"label_epsilon": math.nan}, TODAY),
         ("trust", {"trust": Trust.DISTRIBUTED}, TODAY),
         ("server", {"server": "a key"}, TODAY),
         ("server", {"server": ""}, TODAY),
@@ -72,7 +75,7 @@ def test_each_term_refuses_by_itself(term: str, change: dict[str, Any], today: d
 @pytest.mark.parametrize(
     "change",
     [
-        {"recipe": "other", "signer": "key"},
+        {"label_epsilon": 0.5},
         {"trust": Trust.LOCAL, "server": ""},
         {"epsilon": against(Adversary.SERVER, math.inf)},  # trusted by name
         {"epsilon": against(Adversary.READER, 8.0), "num_clients": 500},
@@ -91,8 +94,8 @@ def test_central_without_a_named_server_is_refused_even_if_trust_names_it() -> N
         assert refusal.term == "server"
 
 
-def test_without_recipes_and_signers_any_recipe_will_do() -> None:
-    terms = Terms.from_json({**FORM, "recipes": [], "signers": []})
+def test_without_recipes_any_recipe_will_do() -> None:
+    terms = Terms.from_json({**FORM, "recipes": []})
     assert terms.check(replace(OFFER, recipe="anything"), TODAY) is None
 
 
@@ -115,7 +118,9 @@ def test_without_recipes_and_signers_any_recipe_will_do() -> None:
         {"min_clients": 5.0},
         {"min_clients": True},
         {"recipes": [7]},
-        {"signers": None},
+        {"signers": ["key"]},
+        {"max_label_epsilon": 0},
+        {"max_label_epsilon": "20"},
         {"expires": "soon"},
         {"expires": 2026},
     ],
