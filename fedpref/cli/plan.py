@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.units import further_adversaries
+from privacy.units import Adversary, further_adversaries
 
 if TYPE_CHECKING:
     from fedpref.config import Recipe
+    from fedpref.federated_evaluation import EvaluationPlan
     from fedpref.plan import AdversaryRow, Plan
 
 
@@ -107,6 +108,8 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
             f"  labels: each flipped once with probability {labels.flip_probability:.3f}, label epsilon "
             f"{labels.label_epsilon:g}; at most {most:g} per {p.unit.value}, against everybody, beside the total above"
         )
+    if the_plan.evaluation:
+        yield from _evaluation(the_plan.evaluation)
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
     if the_plan.recipe.policy is not None:
@@ -121,6 +124,21 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     yield (
         f"  {the_plan.bytes_per_client:,} bytes per client, about {max(the_plan.minutes, 1):.0f} minutes on 2 cores, {memory}"
     )
+
+
+def _evaluation(evaluation: EvaluationPlan) -> Iterator[str]:
+    from privacy.report.build import rounded_up
+
+    figures = {who: evaluation.epsilon(who) for who in Adversary}
+    against = ", ".join(
+        f"{who.value.replace('_', ' ')} {'none: trusted' if value is None else rounded_up(value)}"
+        for who, value in figures.items()
+    )
+    yield (
+        f"  federated evaluation: other people than train; {len(evaluation.groups)} groups ({', '.join(evaluation.groups)}), "
+        f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people"
+    )
+    yield f"    epsilon of an evaluation user, in books of their own (delta {evaluation.delta:g}), against: {against}"
 
 
 def _cell(row: AdversaryRow, value: float) -> str:

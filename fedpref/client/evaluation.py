@@ -8,24 +8,80 @@ each group adds at most 2 to the squared norm, a user's whole vector is at most 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from fedpref.channel.base import RoundRequest
+from fedpref.client.guard import Guard
+from fedpref.client.node import Node
+from fedpref.client.work import NodeData
+from fedpref.federated_evaluation import evaluation_bound
+from fedpref.journal import SealedJournal
+from fedpref.manifest import Manifest
 from privacy.clipping import ClippedSum, clip_and_sum
+from privacy.errors import CodedError
+from privacy.ledger import Ledger
+from privacy.mechanism import GaussianMechanism
+from privacy.rng import RandomSource
+from privacy.terms import Offer
 
 Vector = npt.NDArray[np.float64]
+Sums = Callable[[Collection[int]], list[ClippedSum]]
 
 
-def evaluation_bound(num_groups: int) -> float:
-    """The l2 bound of one user's vector, sqrt(2 G), with room for clipping slightly inside it (rule 5)."""
-    return math.sqrt(2 * num_groups) * (1 + 2e-6)
+class EvaluationNode(Node):
+    """A node in the one round of federated evaluation: terms, books, journal and seals are those of every round.
+
+    What it sums is not a gradient but ``evaluation_sums`` of the clients that agree, scored by the released model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_clients: int,
+        manifest: Manifest,
+        mechanism: GaussianMechanism,
+        ledger: Ledger,
+        journal: SealedJournal,
+        rng: RandomSource,
+        offer: Offer,
+        guards: Mapping[int, Guard],
+        sums: Sums,
+    ) -> None:
+        """``sums(refusing clients)`` is called once, after terms and books, and is the first to touch a vote."""
+        super().__init__(
+            name=name,
+            num_clients=num_clients,
+            data=_no_training_data(),
+            manifest=manifest,
+            mechanism=mechanism,
+            ledger=ledger,
+            journal=journal,
+            rng=rng,
+            offer=offer,
+            guards=guards,
+        )
+        self._sums = sums
+
+    def _clipped_sums(
+        self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
+    ) -> list[ClippedSum]:
+        """No coins: every evaluation user of a willing client takes part."""
+        del request, mechanism
+        return self._sums(refusals.keys())
+
+
+def _no_training_data() -> NodeData:
+    nothing, nobody = torch.zeros(0, 1), np.zeros(0, dtype=np.int64)
+    return NodeData(nothing, nothing, torch.zeros(0), np.zeros(1, dtype=np.int64), nobody, np.zeros(0))
 
 
 def evaluation_sums(
-    correct: Sequence[Vector], users: Sequence[npt.NDArray[np.str_]], client_of: dict[str, int], num_clients: int
+    correct: Sequence[Vector], users: Sequence[npt.NDArray[np.str_]], client_of: Mapping[str, int], num_clients: int
 ) -> list[ClippedSum]:
     """One clipped sum per client, of dimension 2 G: presences of the groups, then mean margins.
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedpref.client.evaluation import evaluation_bound, evaluation_sums
-from fedpref.federated_evaluation import estimates
+from fedpref.client.evaluation import evaluation_sums
+from fedpref.federated_evaluation import estimates, evaluation_bound
 
 GROUPS = ("seen topics", "unseen topics")
 Votes = list[tuple[str, int, float]]  # user, group, correct
