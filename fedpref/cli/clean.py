@@ -22,7 +22,9 @@ def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
             f"Finish it first: fedpref run {folder.recipe_file} --resume",
         )
     private = [
-        name for kept in ("features.safetensors", "sealed.bin", "labels.bin") for name in (kept, f".{kept}.part")
+        name
+        for kept in ("features.safetensors", "sealed.bin", "evaluation.bin", "labels.bin")
+        for name in (kept, f".{kept}.part")
     ]
     removed = [p for name in private for p in folder.node.parent.glob(f"*/{name}")]
     for path in removed:
