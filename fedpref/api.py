@@ -263,8 +263,9 @@ class Run:
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
 
-        Of the people of the run only evaluation users' votes are counted: no figure is ever computed from a training user's
-        feedback outside a booked mechanism (guarantees.md rule 18). See ``without_training_feedback`` for how, and its limit.
+        Of the people of the run only evaluation users' votes are counted, and nobody's under `evaluation.federated`: no figure
+        is ever computed from a protected person's feedback outside a booked mechanism (guarantees.md rule 18). See
+        ``without_training_feedback`` for how, and its limit.
 
         Raises:
             CodedError: the data, or the run's own data sets, cannot be read: then nobody can tell who is who.
@@ -284,7 +285,8 @@ class Run:
             show.say(problem.describe())
         preferences, left_out = without_training_feedback(preferences, load_all_feedback(self.recipe))
         if left_out:
-            show.say(f"{left_out:,} votes of the run's own training users are left out")
+            whose = "people" if self.recipe.evaluation.federated else "training users"
+            show.say(f"{left_out:,} votes of the run's own {whose} are left out")
         return evaluate(
             preferences,
             lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.units import Adversary, further_adversaries
+from privacy.units import Adversary, Trust, further_adversaries
 
 if TYPE_CHECKING:
     from fedpref.config import Recipe
@@ -134,9 +134,10 @@ def _evaluation(evaluation: EvaluationPlan) -> Iterator[str]:
         f"{who.value.replace('_', ' ')} {'none: trusted' if value is None else rounded_up(value)}"
         for who, value in figures.items()
     )
+    per_client = " in every client's own sum" if evaluation.mechanism.trust is Trust.LOCAL else ""
     yield (
         f"  federated evaluation: other people than train; {len(evaluation.groups)} groups ({', '.join(evaluation.groups)}), "
-        f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people"
+        f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people{per_client}"
     )
     yield f"    epsilon of an evaluation user, in books of their own (delta {evaluation.delta:g}), against: {against}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,9 @@ import yaml
 
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.channel.local import LocalChannel
-from fedpref.config import Recipe
+from fedpref.config import PartitionConfig, Recipe
+from fedpref.data.loading import FederatedData
+from fedpref.data.preferences import Preferences
 from fedpref.errors import RunFolderError, UnsupportedPlanError
 from fedpref.evaluation import correctness
 from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
@@ -27,13 +30,14 @@ from privacy.clipping import ClippedSum
 from privacy.events import TrustedEvent
 from privacy.ledger import read_ledger
 from privacy.project import read_project
+from privacy.report import build_report, render_text, verify
 from privacy.rng import SystemRandom
 from privacy.sealed import size_of
 from privacy.units import Adversary, PrivacyUnit
 from reward.pairs import Conversation
 from tests.fedpref.test_kill_points import Kernel, points
 from tests.fedpref.test_resume import Killed
-from tests.tiny import make_recipe, training_input, votes, write_dataset
+from tests.tiny import make_recipe, preferences, train, training_input, votes, write_dataset
 
 ON = {"evaluation__federated": True, "evaluation__target_epsilon": 2.0}
 Scores = Callable[[Sequence[Conversation]], npt.NDArray[np.float64]]
@@ -253,6 +257,35 @@ def test_without_a_willing_client_nothing_is_booked_or_released(tmp_path: Path) 
     assert not read_ledger(run / "evaluation.jsonl").reservations
     assert not read_ledger(run / "nodes/local/evaluation.jsonl").reservations
     assert Checkpoints(run / "evaluation").last() == (0, None)
+
+
+def test_a_client_may_refuse_the_evaluation_alone_and_report_and_verify_go_on(tmp_path: Path) -> None:
+    terms(tmp_path / "client.yaml", 90.0)
+    recipe = many(tmp_path, federation__terms=str(tmp_path / "client.yaml"))
+    train(recipe)
+    terms(tmp_path / "client.yaml", 0.5)  # tightened along the way
+    assert "refused" in evaluate(recipe, resume=True)["seen topics"]
+    report, verdict = build_report(Path(recipe.output_dir)), verify(Path(recipe.output_dir))
+    assert verdict.ok, verdict.failed
+    section = report.fields["evaluation"]
+    assert (section["released"], section["claim"][0]["epsilon"]) == (0, 0.0)
+    assert section["together"][0]["epsilon"] == pytest.approx(report.fields["claim"][0]["epsilon"])
+    assert "What federated evaluation tells" in render_text(report)
+
+
+def test_by_column_people_stay_with_their_client_and_strangers_are_left_out(tmp_path: Path) -> None:
+    data = training_input(make_recipe(tmp_path)).data
+    held = preferences([("a", "x!", "y"), ("a", "z!", "y"), ("b", "x!", "z")])
+
+    def among(*clients: str) -> FederatedData:
+        seen = replace(held, client=np.array(clients))
+        return replace(data, split=replace(data.split, seen=seen, unseen=Preferences.concat([])))
+
+    column = PartitionConfig(by="column", num_clients=None)
+    found = evaluation_clients(among("client-1", "client-1", "elsewhere"), column)
+    assert found.client_of == {"a": 1}
+    with pytest.raises(UnsupportedPlanError):
+        evaluation_clients(among("client-1", "client-2", "client-1"), column)
 
 
 @pytest.mark.parametrize(("cap", "refused"), [(5.0, False), (0.5, True)])
