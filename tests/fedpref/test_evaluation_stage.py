@@ -27,7 +27,7 @@ from fedpref.journal import Checkpoints
 from fedpref.plan import make_plan
 from privacy.accounting import epsilon
 from privacy.clipping import ClippedSum
-from privacy.events import TrustedEvent
+from privacy.events import GaussianEvent, TrustedEvent
 from privacy.ledger import read_ledger
 from privacy.project import read_project
 from privacy.report import build_report, render_text, verify
@@ -39,7 +39,7 @@ from tests.fedpref.test_kill_points import Kernel, points
 from tests.fedpref.test_resume import Killed
 from tests.tiny import make_recipe, preferences, train, training_input, votes, write_dataset
 
-ON = {"evaluation__federated": True, "evaluation__target_epsilon": 2.0}
+ON: dict[str, Any] = {"evaluation__federated": True, "evaluation__target_epsilon": 2.0}
 Scores = Callable[[Sequence[Conversation]], npt.NDArray[np.float64]]
 
 
@@ -57,7 +57,8 @@ def evaluate(
     clients = evaluation_clients(given.data, recipe.federation.partition)
     weight = np.zeros(recipe.reward.projection_dim)
     stage = EvaluationInput(given.plan, given.data, clients, weight, scores)
-    return run_federated_evaluation(stage, folder, [].append if said is None else said.append)
+    heard: list[str] = [] if said is None else said
+    return run_federated_evaluation(stage, folder, heard.append)
 
 
 def exchanged(recipe: Recipe, scores: Scores = shouting) -> list[bytes | Failure]:
@@ -177,19 +178,25 @@ def test_the_noise_is_the_planned_one(tmp_path: Path) -> None:
     """4,000 numbers: the measured deviation is off by 5 % with probability below 1e-5; 2/3 and 3/2 are far outside."""
     evaluation = evaluation_plan(make_recipe(tmp_path, **ON))
     assert evaluation is not None
-    mechanism = evaluation.mechanism
-    nothing = ClippedSum(np.zeros(evaluation.dimension), mechanism.max_grad_norm)
-    stream = SystemRandom().stream("noise")
-    measured = np.std([mechanism.noised(nothing, stream) for _ in range(1000)])
-    assert 0.95 < measured / mechanism.noise_std < 1.05
-    for wrong in (2 / 3, 3 / 2):
-        assert not 0.95 < measured / (wrong * mechanism.noise_std) < 1.05
-    weaker = {type(e)(e.noise_multiplier * 0.999, *_rest(e)): 1 for e in [mechanism.events()[Adversary.READER]]}
-    assert epsilon(weaker, evaluation.delta) > 2.0
+    planned, stream = evaluation.mechanism, SystemRandom().stream("noise")
+
+    def accepted(factor: float) -> bool:
+        mechanism = replace(planned, noise_multiplier=factor * planned.noise_multiplier)
+        nothing = ClippedSum(np.zeros(evaluation.dimension), mechanism.max_grad_norm)
+        measured = float(np.std([mechanism.noised(nothing, stream) for _ in range(1000)]))
+        return 0.95 < measured / planned.noise_std < 1.05
+
+    assert [accepted(factor) for factor in (2 / 3, 1, 3 / 2)] == [False, True, False]
 
 
-def _rest(event: Any) -> tuple[Any, ...]:
-    return event.sample_rate, event.noise, event.log_ratio, event.total_variation
+def test_less_noise_would_pass_the_target(tmp_path: Path) -> None:
+    evaluation = evaluation_plan(make_recipe(tmp_path, **ON))
+    assert evaluation is not None
+    event = evaluation.mechanism.events()[Adversary.READER]
+    assert isinstance(event, GaussianEvent)
+    assert event.sample_rate == 1.0
+    less = replace(event, noise_multiplier=0.999 * event.noise_multiplier)
+    assert epsilon({event: 1}, evaluation.delta) <= 2.0 < epsilon({less: 1}, evaluation.delta)
 
 
 @pytest.mark.parametrize(
