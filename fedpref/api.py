@@ -88,6 +88,7 @@ def run(
     from fedpref.books import refuse_early
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
+    from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
     from fedpref.policy_stage import check_policy, run_policy_stage
     from fedpref.release import write_manifest
     from fedpref.training import TrainingInput, train_reward_head
@@ -100,15 +101,17 @@ def run(
     check_policy(recipe, reward_funcs or {})
     if not resume:
         mechanism = the_plan.mechanism()
-        refuse_early(the_plan, mechanism.events(), mechanism.composition(1, the_plan.num_rounds))
+        refuse_early(the_plan, mechanism.events(), the_plan.composition())
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
     data = load_federated(recipe, show.say)
     keep_data_digests(recipe, folder.node)
     show.say(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
-        f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
+        f"{len(data.clients)} clients; {'' if recipe.evaluation.federated else f'{data.split.num_evaluation_users:,} '}"
+        "evaluation users held out"
     )
+    held_out = evaluation_clients(data, recipe.federation.partition) if recipe.evaluation.federated else None
     config = feature_config(recipe)
     extractor = FeatureExtractor(config, show.say)
     key = json.dumps([config.to_json(), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
@@ -121,12 +124,17 @@ def run(
     )
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         weight = train_reward_head(given, folder, [*trackers, show], show.say)
-    evaluation = _evaluate_split(
-        data.split,
+    scores = _scores_of(
+        weight,
         recipe,
         lambda texts: projection(store(texts, lambda d, n: show.progress("features of evaluation users' texts", d, n))),
-        weight,
     )
+    if held_out is None:
+        evaluation = _evaluate_split(data.split, recipe, scores)
+    else:
+        evaluation = run_federated_evaluation(
+            EvaluationInput(the_plan, data, held_out, weight, scores), folder, show.say
+        )
     model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.reward))
     _release(folder, the_plan, model, evaluation)
     run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
@@ -153,14 +161,17 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     return PublicProjection.fit(features, recipe.reward.projection_dim)
 
 
-def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any], weight: Any) -> dict[str, Any]:
-    from fedpref.evaluation import evaluate
+def _scores_of(weight: Any, recipe: Recipe, features: Callable[[Any], Any]) -> Callable[[Any], Any]:
     from reward.scorer import head_scores
 
-    def scores(texts: Any) -> Any:
-        return head_scores(features(texts), weight, layout)
+    layout = reward_layout(recipe.reward)
+    return lambda texts: head_scores(features(texts), weight, layout)
 
-    samples, layout = recipe.evaluation.bootstrap_samples, reward_layout(recipe.reward)
+
+def _evaluate_split(split: Split, recipe: Recipe, scores: Callable[[Any], Any]) -> dict[str, Any]:
+    from fedpref.evaluation import evaluate
+
+    samples = recipe.evaluation.bootstrap_samples
     return {
         "seen topics": evaluate(split.seen, scores, samples, recipe.seed),
         "unseen topics": evaluate(split.unseen, scores, samples, recipe.seed),
@@ -252,8 +263,9 @@ class Run:
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
 
-        Of the people of the run only evaluation users' votes are counted: no figure is ever computed from a training user's
-        feedback outside a booked mechanism (guarantees.md rule 18). See ``without_training_feedback`` for how, and its limit.
+        Of the people of the run only evaluation users' votes are counted, and nobody's under `evaluation.federated`: no figure
+        is ever computed from a protected person's feedback outside a booked mechanism (guarantees.md rule 18). See
+        ``without_training_feedback`` for how, and its limit.
 
         Raises:
             CodedError: the data, or the run's own data sets, cannot be read: then nobody can tell who is who.
@@ -273,7 +285,8 @@ class Run:
             show.say(problem.describe())
         preferences, left_out = without_training_feedback(preferences, load_all_feedback(self.recipe))
         if left_out:
-            show.say(f"{left_out:,} votes of the run's own training users are left out")
+            whose = "people" if self.recipe.evaluation.federated else "training users"
+            show.say(f"{left_out:,} votes of the run's own {whose} are left out")
         return evaluate(
             preferences,
             lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),

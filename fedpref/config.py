@@ -332,10 +332,14 @@ class PolicyConfig(Block):
 
 
 class EvaluationConfig(Block):
-    """Who and what is held out. Evaluation users are not protected, and the report says so."""
+    """Who and what is held out. Evaluation users are protected under `federated` alone; the report says so."""
 
     user_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """About this fraction of the people is held out, whole, and not protected."""
+    """About this fraction of the people is held out, whole; not protected unless `federated`."""
+    federated: bool = False
+    """Clients score their own evaluation users; noised, booked counts leave them, and nothing is computed on raw votes."""
+    target_epsilon: Positive | None = None
+    """Of `federated`: what an evaluation user spends, at `privacy.target_delta`, in books of its own."""
     salt: str = "evaluation-users-v1"
     """A user is an evaluation user if the hash of salt and user_id says so: fixed here, before the run."""
     unseen_topics: tuple[str, ...] = ()
@@ -431,7 +435,8 @@ class Recipe(Block):
             raise ValueError(
                 "privacy.sampling: truncated_poisson cuts the units of one client; a client is one unit here"
             )
-        self._natural()
+        if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
+            raise ValueError("partition.by: natural needs privacy.unit: user")
         self._judge()
         return self
 
@@ -454,7 +459,3 @@ class Recipe(Block):
                 f"evaluation.judge_layer: {self.evaluation.judge_layer} is one of reward.layers, and no "
                 "held-out judge; name another layer"
             )
-
-    def _natural(self) -> None:
-        if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
-            raise ValueError("partition.by: natural needs privacy.unit: user")

@@ -15,13 +15,14 @@ from typing import Any
 from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
+from fedpref.federated_evaluation import EvaluationPlan, evaluation_plan
 from fedpref.manifest import reward_manifest
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.distributed import DistributedMechanism
-from privacy.events import TrustedEvent, canonical
+from privacy.events import Event, TrustedEvent, canonical
 from privacy.labels import RandomizedResponse
 from privacy.local_sgd import LocalDpSgd
 from privacy.mechanism import GaussianMechanism, Mechanism
@@ -85,7 +86,8 @@ class Plan:
         if self.secure_costs is not None:
             return self.secure_costs.bytes_up + self.secure_costs.bytes_down
         d = reward_manifest(self.recipe.reward).dimension
-        return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
+        evaluated = size_of(self.evaluation.dimension) + 8 * d if self.evaluation else 0
+        return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d) + evaluated
 
     @cached_property
     def secure_costs(self) -> SecureCosts | None:
@@ -131,6 +133,7 @@ class Plan:
             "recipe": self.recipe.model_dump(mode="json"),
             "noise_multiplier": self.noise_multiplier,
             "data": {name: find_dataset(name).digest for name in data_names(self.recipe)},
+            **({"evaluation_noise": self.evaluation.mechanism.noise_multiplier} if self.evaluation else {}),
         }
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
@@ -153,6 +156,19 @@ class Plan:
     def labels(self) -> RandomizedResponse | None:
         """Randomised response on labels, if the recipe asks for it; its total stands apart."""
         return labels_of(self.recipe)
+
+    @cached_property
+    def evaluation(self) -> EvaluationPlan | None:
+        """Federated evaluation, if the recipe asks for it: of other people than train, in books of its own."""
+        return evaluation_plan(self.recipe)
+
+    def composition(self) -> dict[Adversary, Counter[Event]]:
+        """All that the run books, evaluation included: what a project pays for it."""
+        events = self.mechanism().composition(1, self.num_rounds)
+        if self.evaluation:
+            for adversary, event in self.evaluation.mechanism.events(self.evaluation.round_number).items():
+                events[adversary][event] += 1
+        return events
 
     def public_figures(self, round_number: int, num_reserved: int) -> dict[str, Any]:
         """Figures of a round that are public by construction or come from the books (``num_reserved`` events so far)."""
@@ -196,6 +212,7 @@ class Plan:
                 "flip_probability": self.labels.flip_probability,
             },
             "secure_aggregation": None if self.secure_costs is None else self.secure_costs.to_json(),
+            **({"evaluation": self.evaluation.to_json()} if self.evaluation else {}),
             "bytes_per_client": self.bytes_per_client,
             "minutes": round(self.minutes, 1),
             "memory_gb": self.memory_gb,
@@ -278,6 +295,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     p, rounds = recipe.privacy, recipe.federation.num_rounds
     mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
+    evaluation_plan(recipe)
     z = p.noise_multiplier
     if z is None:
         z = _calibrated(recipe, p.target_epsilon or 0.0)

@@ -62,7 +62,11 @@ def run_policy_stage(
     public = recipe.model_dump(mode="json", include={"policy", "model_name_or_path", "seed"})
     with open_trackers(recipe.report_to, folder.path, folder.policy_metrics, public) as trackers:
         train_policy(task, config, folder, Trackers(trackers, is_policy_figure), show)
-    judges = [_judge(recipe, split, show)] if REWARD_MODEL in config.reward_funcs else []
+    judges = []
+    if REWARD_MODEL in config.reward_funcs and recipe.evaluation.federated:
+        show.say("no held-out judge: it would be fitted on evaluation users' raw votes (evaluation.federated: true)")
+    elif REWARD_MODEL in config.reward_funcs:
+        judges = [_judge(recipe, split, show)]
     evaluation, samples = _evaluate(task, recipe, groups, judges, show)
     target = folder.release / "policy"
     make_folder(target)

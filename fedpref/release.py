@@ -10,13 +10,14 @@ from typing import Any
 from fedpref.config import Recipe
 from fedpref.data.digests import spec_digests
 from fedpref.data.spec import DatasetSpec
+from fedpref.federated_evaluation import federated_text, is_federated
 from fedpref.journal import make_folder, write_durably
 from fedpref.manifest import reward_manifest
 from fedpref.plan import Plan, data_names
 from fedpref.version import __version__
 from privacy.chain import read_chain
 from privacy.report import Report
-from privacy.report.build import FEDERATION, label_paths, ledger_paths, project_paths
+from privacy.report.build import FEDERATION, evaluation_paths, label_paths, ledger_paths, project_paths
 from privacy.report.text import epsilon_text
 from privacy.signing import SigningKey, key_path
 from privacy.signing_files import read_signed_head
@@ -75,7 +76,7 @@ def write_model_card(
         "Assumptions:",
         *(f"- {text}" for text in report.fields["assumptions"]),
         "",
-        "## Evaluation (votes of evaluation users, who are not protected)",
+        f"## Evaluation ({_whose(plan)})",
         *(f"- {name}: {_figure(block)}" for name, block in evaluation.items()),
         "",
         "## Limits",
@@ -121,6 +122,7 @@ def write_policy_card(folder: Path, plan: Plan, evaluation: dict[str, Any]) -> N
         "`fedpref_policy.json`.",
         "",
         "## Evaluation (public prompts; a held-out judge is a reward model fitted on evaluation users, never a human)",
+        *(["No held-out judge: `evaluation.federated` keeps evaluation users' votes."] * recipe.evaluation.federated),
         *(line for name, block in evaluation.items() for line in policy_lines(name, block)),
         "",
         "## Limits",
@@ -170,7 +172,7 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     files = sorted(
         p for p in release.rglob("*") if p.is_file() and p != release / "manifest.json" and not p.name.startswith(".")
     )
-    books = [*ledger_paths(run), *label_paths(run), *project_paths(run)]
+    books = [*ledger_paths(run), *label_paths(run), *evaluation_paths(run), *project_paths(run)]
     signed = {str(p.relative_to(run)): head for p in books if (head := read_signed_head(p)) is not None}
     key = SigningKey.at(key_path(run / FEDERATION))
     manifest: dict[str, Any] = {
@@ -197,7 +199,15 @@ def _data_line(spec: DatasetSpec) -> str:
     return " ".join(part.strip() for part in parts if part)
 
 
+def _whose(plan: Plan) -> str:
+    if plan.evaluation is None:
+        return "votes of evaluation users, who are not protected"
+    return "noised counts of evaluation users, who have books of their own: `evaluation.jsonl`"
+
+
 def _figure(block: dict[str, Any]) -> str:
+    if is_federated(block):
+        return federated_text(block)
     if not block.get("pairs"):
         return "no pairs"
     low_high = block["interval"]

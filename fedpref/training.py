@@ -227,7 +227,7 @@ def _header(
             **({"label_epsilon": p.label_epsilon} if p.label_epsilon is not None else {}),
             "max_pairs_per_user": p.max_pairs_per_user,
             "num_clients": len(given.data.clients),
-            "num_evaluation_users": given.data.split.num_evaluation_users,
+            **given.data.split.public_count(federated=recipe.evaluation.federated),
             "num_rounds": recipe.federation.num_rounds,
             "num_units": given.data.num_units(p.unit),
             "num_units_declared": recipe.federation.num_units,

@@ -54,11 +54,16 @@ def check_data_unchanged(recipe: Recipe, node: Path) -> None:
 def load_all_feedback(recipe: Recipe) -> FederatedData:
     """A run's own data, with the training users' votes on unseen topics, too.
 
+    Under federated evaluation everybody counts as a training user: no figure is computed from anybody's raw votes.
+
     Raises:
         CodedError: a file is gone or broken.
     """
-    every_topic = recipe.evaluation.model_copy(update={"unseen_topics": ()})
-    return load_federated(recipe.model_copy(update={"evaluation": every_topic}), lambda _: None)
+    changes: dict[str, object] = {"unseen_topics": ()}
+    if recipe.evaluation.federated:
+        changes["user_fraction"] = 0.0
+    whole = recipe.evaluation.model_copy(update=changes)
+    return load_federated(recipe.model_copy(update={"evaluation": whole}), lambda _: None)
 
 
 def without_training_feedback(data: Preferences, run: FederatedData) -> tuple[Preferences, int]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privacy.units import further_adversaries
+from privacy.units import Adversary, Trust, further_adversaries
 
 if TYPE_CHECKING:
     from fedpref.cohort import SecureCosts
     from fedpref.config import Recipe
+    from fedpref.federated_evaluation import EvaluationPlan
     from fedpref.plan import AdversaryRow, Plan
 
 
@@ -114,6 +115,8 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
             f"  labels: each flipped once with probability {labels.flip_probability:.3f}, label epsilon "
             f"{labels.label_epsilon:g}; at most {most:g} per {p.unit.value}, against everybody, beside the total above"
         )
+    if the_plan.evaluation:
+        yield from _evaluation(the_plan.evaluation)
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
     if the_plan.recipe.policy is not None:
@@ -147,6 +150,22 @@ def _secure_lines(the_plan: Plan, costs: SecureCosts) -> Iterator[str]:
     yield f"    if everybody stays, the noise is {surplus:.2f} times the booked deviation (printed, never refunded)"
     if p.secure_aggregation == "simulated":
         yield "    SIMULATED: the integers are added without masks; nothing protects anybody from the server in this run"
+
+
+def _evaluation(evaluation: EvaluationPlan) -> Iterator[str]:
+    from privacy.report.build import rounded_up
+
+    figures = {who: evaluation.epsilon(who) for who in Adversary}
+    against = ", ".join(
+        f"{who.value.replace('_', ' ')} {'none: trusted' if value is None else rounded_up(value)}"
+        for who, value in figures.items()
+    )
+    per_client = " in every client's own sum" if evaluation.mechanism.trust is Trust.LOCAL else ""
+    yield (
+        f"  federated evaluation: other people than train; {len(evaluation.groups)} groups ({', '.join(evaluation.groups)}), "
+        f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people{per_client}"
+    )
+    yield f"    epsilon of an evaluation user, in books of their own (delta {evaluation.delta:g}), against: {against}"
 
 
 def _cell(row: AdversaryRow, value: float) -> str:

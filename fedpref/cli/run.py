@@ -71,6 +71,10 @@ def policy_section(evaluation: dict[str, Any], samples: list[dict[str, str]]) ->
 
 def evaluation_line(name: str, block: dict[str, object]) -> str:
     """One line of the evaluation table."""
+    from fedpref.federated_evaluation import federated_text, is_federated  # here: `fedpref --help` loads no numpy
+
+    if is_federated(block):
+        return f"{name:<14} {federated_text(block)}"
     if not block.get("pairs"):
         return f"{name:<14} no pairs"
     interval = block["interval"]

@@ -35,6 +35,7 @@ class Roster:
     num_records: int
     values: dict[str, dict[str, str]] = field(default_factory=dict)
     """`topic` and `client` -> member -> the value that most of the member's rows have: what partitions go by."""
+    evaluation_users: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, rows: Counter[tuple[str, str, str]], evaluation: EvaluationConfig) -> Roster:
@@ -44,7 +45,8 @@ class Roster:
         kept = {key: n for key, n in rows.items() if key[0] in train}
         values = {"client": _most(kept, 1), "topic": _most(kept, 2)}
         clients = tuple(sorted({client for _, client, _ in kept}))
-        return cls(tuple(sorted(train)), clients, sum(kept.values()), values)
+        held = tuple(sorted(set(users.tolist()) - train))
+        return cls(tuple(sorted(train)), clients, sum(kept.values()), values, held)
 
 
 def _most(rows: dict[tuple[str, str, str], int], place: int) -> dict[str, str]:

@@ -26,6 +26,10 @@ class Split:
         """People whose votes are used un-noised, for evaluation only."""
         return len(np.unique(np.concatenate([self.seen.user, self.unseen.user])))
 
+    def public_count(self, *, federated: bool) -> dict[str, int]:
+        """For the books: that number, or nothing where evaluation users are protected, too."""
+        return {} if federated else {"num_evaluation_users": self.num_evaluation_users}
+
 
 def hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""

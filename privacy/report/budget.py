@@ -14,7 +14,7 @@ from privacy.entries import LedgerView, read_ledger
 from privacy.events import Event, TrustedEvent
 from privacy.fitting import rounds_that_fit
 from privacy.project import ProjectView, is_project, read_project
-from privacy.report.build import ledger_paths, project_paths
+from privacy.report.build import evaluation_paths, ledger_paths, project_paths
 from privacy.report.verdict import rounded_up
 from privacy.units import Adversary
 
@@ -50,7 +50,11 @@ def budget_rows(target: Path) -> list[BudgetRow]:
         LedgerError: a book is missing or broken.
     """
     if target.is_dir():
-        rows = [row for path in ledger_paths(target) for row in _ledger_rows(read_ledger(path))]
+        rows = [
+            row
+            for path in [*ledger_paths(target), *evaluation_paths(target)]
+            for row in _ledger_rows(read_ledger(path))
+        ]
         return rows + [
             row for path in project_paths(target) for row in _project_rows(read_project(path), "project (copy)")
         ]

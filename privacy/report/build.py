@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "PROJECT",
     "Report",
     "build_report",
+    "evaluation_paths",
     "label_paths",
     "ledger_paths",
     "project_paths",
@@ -30,6 +32,7 @@ __all__ = [
 SCHEMA = "fedpref-report-1"
 FEDERATION = "ledger.jsonl"
 PROJECT = "project.jsonl"
+EVALUATION = "evaluation.jsonl"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def ledger_paths(run: Path) -> list[Path]:
 def label_paths(run: Path) -> list[Path]:
     """The books of labels under randomised response, one per node that has any."""
     return sorted(run.glob("nodes/*/labels.jsonl"))
+
+
+def evaluation_paths(run: Path) -> list[Path]:
+    """The books of federated evaluation: the federation's, then those of its nodes; empty for a run without."""
+    return [path for path in [run / EVALUATION, *sorted(run.glob(f"nodes/*/{EVALUATION}"))] if path.exists()]
 
 
 def project_paths(run: Path) -> list[Path]:
@@ -98,7 +106,8 @@ def build_report(run: Path) -> Report:
             "labels": [_label_row(read_ledger(path)) for path in label_paths(run)],
             "project": None if project is None else project_rows(project),
             **({"project_labels": label_rows(project)} if project is not None and project.label_caps else {}),
-            "assumptions": _assumptions(federation, shared=project is not None),
+            **_evaluation(run, views),
+            "assumptions": _assumptions(federation, shared=project is not None, evaluated=bool(evaluation_paths(run))),
             "ledgers": [
                 {"file": str(path.relative_to(run)), "head": view.head, "entries": view.num_entries}
                 for path, view in zip(paths, views, strict=True)
@@ -116,6 +125,48 @@ def claim_rows(federation: LedgerView, nodes: Sequence[LedgerView]) -> list[dict
     views = [federation] if federation.header.trust is Trust.CENTRAL else [*nodes, federation]
     tables = [_rows(view) for view in views]
     return [max(rows, key=_badness) for rows in zip(*tables, strict=True)]
+
+
+def _evaluation(run: Path, training: Sequence[LedgerView]) -> dict[str, Any]:
+    """Federated evaluation: a total of its own, of the evaluation users; and both totals together.
+
+    A user trains or evaluates, by a hash of the user_id, so nobody is in both books of one run; whoever goes by two ids is
+    covered by the sum. ``training``: the federation's view and those of its nodes.
+    """
+    views = [read_ledger(path) for path in evaluation_paths(run)]
+    if not views:
+        return {}
+    federation, nodes = views[0], views[1:]
+    claimed = nodes if federation.header.trust is Trust.LOCAL else [federation]
+    before = training[1:] if federation.header.trust is Trust.LOCAL else training[:1]
+    together = [_together(adversary, before, claimed) for adversary in Adversary]
+    return {
+        "evaluation": {
+            "facts": dict(federation.header.facts),
+            "target_epsilon": federation.header.target_epsilon,
+            "claim": claim_rows(federation, nodes),
+            "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
+            "together": together,
+            "released": len(federation.committed),
+        }
+    }
+
+
+def _together(adversary: Adversary, before: Sequence[LedgerView], after: Sequence[LedgerView]) -> dict[str, Any]:
+    """Both books added up; of several nodes the worst of all pairs."""
+    totals = [one.composition(adversary) + two.composition(adversary) for one, two in product(before, after)]
+    header = after[0].header
+    worst = max((epsilon(total, header.target_delta) for total in totals), default=math.inf)
+    return {
+        "adversary": adversary.value,
+        "described": adversary.described,
+        "trusted": any(isinstance(event, TrustedEvent) for total in totals for event in total),
+        "epsilon": _finite(worst),
+        "epsilon_if_random_numbers_were_private": None,
+        "delta": header.target_delta,
+        "unit": header.unit.value,
+        "events": [],
+    }
 
 
 def _badness(row: dict[str, Any]) -> float:
@@ -253,7 +304,7 @@ def _secure_assumptions(view: LedgerView) -> list[str]:
     ]
 
 
-def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
+def _assumptions(view: LedgerView, *, shared: bool, evaluated: bool) -> list[str]:
     header = view.header
     others = (
         "Every run on the same people named the project's books: a run that did not is in no total here."
@@ -271,10 +322,15 @@ def _assumptions(view: LedgerView, *, shared: bool) -> list[str]:
         "to choose them is in no total; those of the shipped recipes were looked at by cross-validation on the embedded votes.",
         "The time at which a message arrives is out of scope.",
     ]
-    evaluated = header.facts.get("num_evaluation_users")
-    if isinstance(evaluated, int) and evaluated > 0:
+    if evaluated:
         lines.append(
-            f"{evaluated:,} evaluation users, split off by hash before training, are NOT protected: "
+            "A user_id trains or evaluates, by a hash, never both in one run: two totals of different people. Another run with "
+            "another salt may move a person; only the project's and the client's own books add that up."
+        )
+    unprotected = header.facts.get("num_evaluation_users")
+    if isinstance(unprotected, int) and unprotected > 0:
+        lines.append(
+            f"{unprotected:,} evaluation users, split off by hash before training, are NOT protected: "
             "the evaluation figures are computed from their votes."
         )
     if header.trust is Trust.DISTRIBUTED:

@@ -53,7 +53,7 @@ def check_project(
     _check_caps(name, view, verdict)
     _check_label_caps(name, view, verdict)
     if joined is not None:
-        _check_joined(name, view, joined, verdict)
+        check_joined(name, view, joined, verdict)
     return CheckedProject(view, signer)
 
 
@@ -86,7 +86,8 @@ def _check_label_caps(name: str, view: ProjectView, verdict: Verdict) -> None:
             )
 
 
-def _check_joined(name: str, view: ProjectView, joined: JoinedRun, verdict: Verdict) -> None:
+def check_joined(name: str, view: ProjectView, joined: JoinedRun, verdict: Verdict) -> None:
+    """Every round of a run is in the project's books."""
     run = next((run for run in view.runs if run.run == joined.public_key), None)
     if run is None:
         verdict.failed.append(f"{name}: does not know this run (by the key of its ledger)")

@@ -17,6 +17,7 @@ def render_text(report: Report) -> str:
     lines[-1:] = [f"  {other['described']:<66} {other['statement']}" for other in f["further_adversaries"]] + [""]
     for node in f["nodes"]:
         lines += _table(f"What each client can vouch for by itself ({node['scope']})", node["rows"])
+    lines += _evaluation(f.get("evaluation"))
     lines += _labels(f["labels"])
     lines += _project(f["project"])
     lines[-1:] = [*_project_labels(f.get("project_labels", [])), ""]
@@ -60,6 +61,19 @@ def project_text(row: dict[str, Any]) -> str:
         return "none: trusted in some rounds, which promise nothing"
     bound = "INFINITE" if row["filter_bound"] is None else rounded_up(row["filter_bound"])
     return f"filter bound {bound} of {row['cap']:g} at delta {row['delta']:g}, unit {row['unit']}"
+
+
+def _evaluation(section: dict[str, Any] | None) -> list[str]:
+    if section is None:
+        return []
+    lines = _table(
+        "What federated evaluation tells about one evaluation user (other people than train)", section["claim"]
+    )
+    for node in section["nodes"]:
+        lines += _table(f"What each client can vouch for in the evaluation ({node['scope']})", node["rows"])
+    return lines + _table(
+        "Training and evaluation added up (for somebody who goes by two user_ids)", section["together"]
+    )
 
 
 def _labels(rows: list[dict[str, Any]]) -> list[str]:

@@ -14,8 +14,17 @@ from privacy.errors import CodedError
 from privacy.events import TrustedEvent
 from privacy.ledger import LedgerView, read_ledger
 from privacy.project import is_project
-from privacy.report.build import FEDERATION, Report, build_report, label_paths, ledger_paths, project_paths
-from privacy.report.project import JoinedRun, check_project
+from privacy.report.build import (
+    EVALUATION,
+    FEDERATION,
+    Report,
+    build_report,
+    evaluation_paths,
+    label_paths,
+    ledger_paths,
+    project_paths,
+)
+from privacy.report.project import JoinedRun, check_joined, check_project
 from privacy.report.signatures import check_manifest_signature, check_signed_heads, check_signer
 from privacy.report.text import render_text
 from privacy.report.verdict import Verdict
@@ -57,7 +66,8 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
     views = {name: _check_ledger(path, name, verdict) for name, path in paths.items()}
     if not any(name.startswith("nodes/") for name in views):
         verdict.failed.append("nodes/: no node ledger")
-    present = {*views, *(str(p.relative_to(run)) for p in [*label_paths(run), *project_paths(run)])}
+    beside = [*label_paths(run), *evaluation_paths(run), *project_paths(run)]
+    present = {*views, *(str(p.relative_to(run)) for p in beside)}
     for name in anchors.keys() - present:
         verdict.failed.append(f"{name}: named in the release manifest, but missing")
     signers = {}
@@ -71,11 +81,8 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
     _check_keys(manifest, signers, signer, verdict)
     federation = views.get(FEDERATION)
     _check_labels(run, anchors, verdict)
-    for path in project_paths(run):
-        joined = _joined(views, signers)
-        project = check_project(path, path.name, joined, verdict, manifest)
-        if project:
-            _check_anchor(path.name, project.hashes[-1], anchors.get(path.name), verdict)
+    evaluated = _check_evaluation(run, federation, manifest, anchors, verdict)
+    _check_project(run, _joined(views, signers), evaluated, manifest, verdict)
     _check_released_files(run / "release", manifest, verdict)
     _check_run_files(run, manifest, verdict)
     if all(views.values()):
@@ -88,12 +95,26 @@ def _verify_run(run: Path, head: str | None, signer: str | None, verdict: Verdic
             _epsilons(view, verdict)
 
 
-def _joined(views: Mapping[str, LedgerView | None], signers: Mapping[str, str]) -> JoinedRun | None:
+def _check_project(
+    run: Path, joined: JoinedRun | None, evaluated: JoinedRun | None, manifest: dict[str, Any] | None, verdict: Verdict
+) -> None:
+    """The run's copy of the project's books: they know every round of its training, and its evaluation."""
+    for path in project_paths(run):
+        project = check_project(path, path.name, joined, verdict, manifest)
+        if project:
+            _check_anchor(path.name, project.hashes[-1], _anchors(manifest, verdict).get(path.name), verdict)
+            if evaluated is not None:
+                check_joined(f"{path.name} (evaluation)", project.view, evaluated, verdict)
+
+
+def _joined(
+    views: Mapping[str, LedgerView | None], signers: Mapping[str, str], first: str = FEDERATION
+) -> JoinedRun | None:
     """The book of this run that joined the project's: the federation's; under trust `local` the node's, which is the claim."""
-    federation = views.get(FEDERATION)
+    federation = views.get(first)
     local = federation is not None and federation.header.trust is Trust.LOCAL
     for name, view in views.items():
-        if view is not None and (name == FEDERATION) is not local:
+        if view is not None and (name == first) is not local:
             return JoinedRun(signers.get(name, ""), view.reservations)
     return None
 
@@ -112,6 +133,35 @@ def _check_labels(run: Path, anchors: dict[str, str], verdict: Verdict) -> None:
         if labels:
             check_signed_heads(name, path, labels.hashes, None, verdict)
             _check_anchor(name, labels.head, anchors.get(name), verdict)
+
+
+def _check_evaluation(
+    run: Path,
+    training: LedgerView | None,
+    manifest: dict[str, Any] | None,
+    anchors: dict[str, str],
+    verdict: Verdict,
+) -> JoinedRun | None:
+    """The books of federated evaluation, as those of the rounds, with a total of their own; the one the project must know."""
+    paths = {str(path.relative_to(run)): path for path in evaluation_paths(run)}
+    if not paths:
+        return None
+    views, signers = {name: _check_ledger(path, name, verdict) for name, path in paths.items()}, {}
+    for name, view in views.items():
+        if view:
+            signers[name] = check_signed_heads(name, paths[name], view.hashes, manifest, verdict)
+            _check_anchor(name, view.head, anchors.get(name), verdict)
+    whole = [view for view in views.values() if view]
+    if EVALUATION not in views or len(views) == 1 or len(whole) < len(views):
+        verdict.failed.append("evaluation: a book of the federation or of its nodes is missing or broken")
+        return None
+    _check_same_terms(whole if training is None else [training, *whole], verdict)
+    _check_same_noise(whole, verdict)
+    if whole[0].committed and not all(view.reservations for view in whole):
+        verdict.failed.append("evaluation: a sum was released that a node has not booked")
+    for view in whole if whole[0].header.trust is Trust.LOCAL else whole[:1]:
+        _epsilons(view, verdict, " (an evaluation user)")
+    return _joined(views, signers, EVALUATION)
 
 
 def _check_keys(manifest: dict[str, Any] | None, signers: dict[str, str], known: str | None, verdict: Verdict) -> None:
@@ -187,13 +237,9 @@ def _unfinished(path: Path) -> bool:
 
 def _check_agreement(views: list[LedgerView], *, finished: bool, verdict: Verdict) -> None:
     """Federation and nodes tell of one run: the same terms, and the same rounds, none left out."""
+    _check_same_terms(views, verdict)
+    _check_same_noise(views, verdict)
     first = views[0]
-    terms = {(v.header.run, v.header.unit, v.header.trust, v.header.target_delta, v.header.private_rng) for v in views}
-    if len(terms) > 1:
-        verdict.failed.append("ledgers: federation and nodes were opened under different terms")
-    noise = [{getattr(e, "noise_multiplier", None) for r in v.reservations for e in r.events.values()} for v in views]
-    if len({frozenset(multipliers - {None}) for multipliers in noise if multipliers - {None}}) > 1:
-        verdict.failed.append("ledgers: federation and nodes booked different noise")
     rounds = [{r.round for r in view.reservations} for view in views]
     total = first.header.facts.get("num_rounds")
     last = max((max(numbers, default=0) for numbers in rounds), default=0)
@@ -204,6 +250,18 @@ def _check_agreement(views: list[LedgerView], *, finished: bool, verdict: Verdic
         missing = next((number for number in range(1, expected + 1) if number not in known), None)
         if missing is not None:
             verdict.failed.append(f"{view.header.scope}: round {missing} is not booked, but others know of it")
+
+
+def _check_same_terms(views: list[LedgerView], verdict: Verdict) -> None:
+    terms = {(v.header.run, v.header.unit, v.header.trust, v.header.target_delta, v.header.private_rng) for v in views}
+    if len(terms) > 1:
+        verdict.failed.append("ledgers: federation and nodes were opened under different terms")
+
+
+def _check_same_noise(views: list[LedgerView], verdict: Verdict) -> None:
+    noise = [{getattr(e, "noise_multiplier", None) for r in v.reservations for e in r.events.values()} for v in views]
+    if len({frozenset(multipliers - {None}) for multipliers in noise if multipliers - {None}}) > 1:
+        verdict.failed.append("ledgers: federation and nodes booked different noise")
 
 
 def _check_anchor(name: str, head: str, anchor: str | None, verdict: Verdict) -> None:
@@ -265,7 +323,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _epsilons(view: LedgerView, verdict: Verdict) -> None:
+def _epsilons(view: LedgerView, verdict: Verdict, whose: str = "") -> None:
     for adversary in Adversary:
         target, nominal = view.header.target_epsilon, view.nominal(adversary)
         try:
@@ -275,9 +333,11 @@ def _epsilons(view: LedgerView, verdict: Verdict) -> None:
             verdict.failed.append(f"epsilon against {adversary.value}: {error.what}")
             continue
         trusted = any(isinstance(event, TrustedEvent) for event in nominal)
-        verdict.book(adversary.value, value, view.header.target_delta, view.header.unit.value, trusted=trusted)
+        verdict.book(adversary.value + whose, value, view.header.target_delta, view.header.unit.value, trusted=trusted)
         if target is not None and not trusted and booked > target:
-            verdict.failed.append(f"epsilon against {adversary.value} is {booked:.4f}, above the budget {target:g}")
+            verdict.failed.append(
+                f"epsilon against {adversary.value}{whose} is {booked:.4f}, above the budget {target:g}"
+            )
 
 
 def _read_json(path: Path, verdict: Verdict) -> dict[str, Any] | None:

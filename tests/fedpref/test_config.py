@@ -22,7 +22,7 @@ from fedpref.recipes import (
     recipes_folder,
     validate_recipe,
 )
-from privacy.errors import CalibrationError
+from privacy.errors import CalibrationError, ParameterError
 from privacy.units import PrivacyUnit
 from tests.tiny import make_recipe, recipe_tree, write_recipe
 
