@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
+from fedpref.client.head import HeadWork
 from fedpref.client.labels import randomized_labels
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
@@ -75,14 +76,18 @@ def train_reward_head(
         node = Node(
             name=NODE,
             num_clients=len(given.data.clients),
-            data=prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
+            work=HeadWork(
+                prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
+                len(given.data.clients),
+                manifest.dimension,
+                debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
+            ),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
             journal=journal,
             rng=rng,
             clipping=plan.clipping,
-            objective=debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
             offer=books.offer,
             guards=books.guards,
         )

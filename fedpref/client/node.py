@@ -7,32 +7,25 @@ sends the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from fedpref.channel.base import Failure, RoundRequest
+from fedpref.client.contribution import ClientWork, RoundClipping
 from fedpref.client.guard import Guard, failure
-from fedpref.client.work import NodeData
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
 from fedpref.manifest import Manifest
 from privacy.adaptive import QuantileClipping
-from privacy.clipping import ClippedSum, clip_and_sum
+from privacy.clipping import ClippedSum
 from privacy.errors import CodedError, TermsRefusal
-from privacy.gradients import per_unit_gradients
 from privacy.ledger import Ledger, Reservation
 from privacy.mechanism import GaussianMechanism
 from privacy.rng import RandomSource
 from privacy.terms import Offer
 from privacy.units import Trust
-from reward.head import RewardHead, bradley_terry_objective, set_weight
-from reward.pairs import FeaturePairs
-
-Objective = Callable[[RewardHead, FeaturePairs], Tensor]
 
 
 class Node:
@@ -43,28 +36,26 @@ class Node:
         *,
         name: str,
         num_clients: int,
-        data: NodeData,
+        work: ClientWork,
         manifest: Manifest,
         mechanism: GaussianMechanism,
         ledger: Ledger,
         journal: SealedJournal,
         rng: RandomSource,
         clipping: QuantileClipping | None = None,
-        objective: Objective = bradley_terry_objective,
         offer: Offer | None = None,
         guards: Mapping[int, Guard] | None = None,
     ) -> None:
-        """``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
+        """``work`` computes what the clients contribute, from their data.
+
+        ``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
 
         ``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound.
         """
-        self._name, self._num_clients, self._data = name, num_clients, data
+        self._name, self._num_clients, self._work = name, num_clients, work
         self._manifest, self._mechanism = manifest, mechanism
         self._ledger, self._journal, self._rng = ledger, journal, rng
-        self._clipping, self._objective = clipping, objective
-        self._offer, self._guards = offer, dict(guards or {})
-        self._head = RewardHead(manifest.dimension)
-        self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
+        self._clipping, self._offer, self._guards = clipping, offer, dict(guards or {})
 
     def contribute(self, request: RoundRequest) -> list[bytes | Failure]:
         """One sealed contribution per client, all of the same size; a client whose terms refuse sends a coded failure.
@@ -157,15 +148,10 @@ class Node:
     ) -> list[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
-        selected = mechanism.sampling.select(coins, self._data.units, request.round)
-        selected &= ~np.isin(self._data.client, list(refusals))
-        set_weight(self._head, request.parameters)
-        batch = self._data.batch(selected)
-        num_selected = int(selected.sum())
-        rows = torch.Tensor.numpy(per_unit_gradients(self._head, self._objective, batch, num_selected, self._trainable))
-        if self._clipping is not None and request.clipping_norm is not None:
-            rows = self._clipping.with_bits(rows, request.clipping_norm)
-        return clip_and_sum(rows, self._data.client[selected], self._num_clients, mechanism.max_grad_norm)
+        selected = mechanism.sampling.select(coins, self._work.units, request.round)
+        selected &= ~np.isin(self._work.units.client, list(refusals))
+        clipping = RoundClipping(mechanism.max_grad_norm, self._clipping, request.clipping_norm)
+        return self._work.clipped_sums(request.parameters, selected, clipping)
 
     def _seal(self, client: int, total: ClippedSum, reservation: Reservation, mechanism: GaussianMechanism) -> bytes:
         if mechanism.trust is Trust.CENTRAL:
