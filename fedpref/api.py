@@ -103,7 +103,7 @@ def run(
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
     )
     config = FeatureConfig(
-        recipe.model_name_or_path, recipe.reward.layer, recipe.max_length, recipe.reward.pooling, recipe.dtype
+        recipe.model_name_or_path, recipe.head.layer, recipe.max_length, recipe.head.pooling, recipe.dtype
     )
     extractor = FeatureExtractor(config, show.say)
     key = json.dumps([asdict(config), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
@@ -135,9 +135,9 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     from fedpref.data.loading import load_public
     from reward.head import PublicProjection
 
-    public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
+    public = load_public(recipe.head.public_data, recipe.evaluation.unseen_topics)
     features = store(public, lambda done, total: show.progress("features of public texts", done, total))
-    return PublicProjection.fit(features, recipe.reward.projection_dim)
+    return PublicProjection.fit(features, recipe.head.projection_dim)
 
 
 def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any], weight: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: 
     report = build_report(folder.path)
     target = folder.release / "reward"
     write_reward_model(target, model.extractor.config, model.projection, model.weight)
-    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.reward.public_data)]
+    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.head.public_data)]
     write_model_card(target, the_plan, specs, report, evaluation)
     _write(folder.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     _write(folder.path / "report.json", json.dumps(report.fields, indent=2) + "\n")

@@ -6,21 +6,13 @@ it must. Everything that bears on privacy is in ``privacy`` and ``federation``; 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fedpref.config_blocks import Block, Fraction, NonNegative, Positive, ServerOptimizerConfig
+from fedpref.config_training import TrainingConfig
 from privacy.units import PrivacyUnit, Trust
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Block(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class PartitionConfig(Block):
@@ -143,14 +135,7 @@ class PrivacyConfig(Block):
         return self
 
 
-_OF_OPTIM: dict[str, dict[str, float]] = {
-    "sgd": {"momentum": 0.9},
-    "adam": {"adam_beta1": 0.9, "adam_beta2": 0.99},
-    "adagrad": {},
-}
-
-
-class RewardConfig(Block):
+class RewardConfig(ServerOptimizerConfig):
     """The Bradley-Terry head on frozen features, and how the server trains it."""
 
     layer: Annotated[int, Field(ge=1)] = 20
@@ -161,38 +146,6 @@ class RewardConfig(Block):
     """Principal components of the public features; the head trains this many numbers."""
     public_data: str
     """Name or YAML of a public data set (prompt, completion): standardisation and projection come from it alone."""
-    optim: Literal["sgd", "adam", "adagrad"] = "sgd"
-    """The server's optimiser, on the noised mean gradient as pseudo-gradient."""
-    learning_rate: Positive = 1.0
-    """Of the server's optimiser."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `sgd` alone; 0.9 if not given."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `adam` alone; 0.9 if not given."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `adam` alone; 0.99 if not given (Reddi et al. 2021, arXiv 2003.00295; TRL's own is 0.999)."""
-    average_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """The released head is the mean of the iterates after this fraction of the rounds (post-processing)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        """The chosen optimiser's settings where none are given, so that a resolved recipe shows what is used."""
-        optim = given.get("optim", "sgd") if isinstance(given, dict) else None
-        if not isinstance(optim, str):
-            return given
-        own = _OF_OPTIM.get(optim, {})
-        return {**given, **{key: value for key, value in own.items() if given.get(key) is None}}
-
-    @model_validator(mode="after")
-    def _own_settings(self) -> RewardConfig:
-        own = _OF_OPTIM[self.optim]
-        foreign = [k for keys in _OF_OPTIM.values() for k in keys if k not in own and getattr(self, k) is not None]
-        if foreign:
-            raise ValueError(
-                f"reward.{foreign[0]} does nothing under optim: {self.optim}; leave it out, or set it to null"
-            )
-        return self
 
 
 class PolicyConfig(Block):
@@ -291,7 +244,10 @@ class Recipe(Block):
     """Tokens of a rendered conversation; longer ones lose the end of the completion."""
     federation: FederationConfig
     privacy: PrivacyConfig
-    reward: RewardConfig
+    reward: RewardConfig | None = None
+    """A reward head on frozen features is trained; a recipe has either this block or `training`."""
+    training: TrainingConfig | None = None
+    """An adapter of the model is trained on the clients."""
     policy: PolicyConfig | None = None
     """The second half of a run; without it the run ends with the reward model."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -303,8 +259,20 @@ class Recipe(Block):
     """Ties order and initial values, and the bootstrap; never noise or coins unless privacy.rng is `seeded`."""
 
     @model_validator(mode="after")
+    def _one_thing(self) -> Recipe:
+        if (self.reward is None) == (self.training is None):
+            raise ValueError(
+                "give exactly one of the blocks `reward` (a head on frozen features) and `training` (an adapter)"
+            )
+        if self.training is not None and self.policy is not None:
+            raise ValueError(
+                "`policy` follows the block `reward`; start it from a released adapter in a run of its own, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
-        if self.privacy.unit is PrivacyUnit.CLIENT:
+        if self.privacy.unit is PrivacyUnit.CLIENT and self.reward is not None:
             raise ValueError(
                 "privacy.unit: client is not available for the reward head: it needs whole updates (DP-FedAvg), and the head's "
                 "round is one gradient per person; use user or example"
@@ -312,3 +280,27 @@ class Recipe(Block):
         if self.federation.partition.by == "natural" and self.privacy.unit is PrivacyUnit.EXAMPLE:
             raise ValueError("partition.by: natural needs privacy.unit: user")
         return self
+
+    @property
+    def public_text(self) -> tuple[str, ...]:
+        """Public data that the features of a reward head are fitted on; an adapter needs none."""
+        return () if self.reward is None else (self.reward.public_data,)
+
+    @property
+    def head(self) -> RewardConfig:
+        """The block `reward`, where it is known to be there: a run of the reward head."""
+        if self.reward is None:
+            raise ValueError("this recipe trains an adapter, not a reward head")
+        return self.reward
+
+    @property
+    def adapter(self) -> TrainingConfig:
+        """The block `training`, where it is known to be there: a run of an adapter."""
+        if self.training is None:
+            raise ValueError("this recipe trains a reward head, not an adapter")
+        return self.training
+
+    @property
+    def server(self) -> ServerOptimizerConfig:
+        """The server's optimiser."""
+        return self.adapter if self.reward is None else self.reward

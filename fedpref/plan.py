@@ -298,7 +298,7 @@ def data_names(recipe: Recipe) -> list[str]:
     """Every data set that a recipe names, each once."""
     policy = recipe.policy
     prompts = [] if policy is None else [policy.prompts, *([policy.test_prompts] if policy.test_prompts else [])]
-    return list(dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *prompts)))
+    return list(dict.fromkeys((*recipe.datasets, *recipe.public_text, *prompts)))
 
 
 def _model_bytes(name: str) -> int | None:
@@ -311,7 +311,7 @@ def _model_bytes(name: str) -> int | None:
 def _facts(recipe: Recipe) -> dict[str, int]:
     """Public sizes from the descriptions of the data sets, added up; no data file is opened."""
     total: Counter[str] = Counter()
-    for name in (*recipe.datasets, recipe.reward.public_data):
+    for name in (*recipe.datasets, *recipe.public_text):
         total.update(find_dataset(name).facts)
     if recipe.policy is not None:
         evaluated = recipe.policy.test_prompts or recipe.policy.prompts

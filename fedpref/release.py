@@ -57,8 +57,8 @@ def write_model_card(
     lines = [
         "# A reward model trained by fedpref",
         "",
-        f"A linear Bradley-Terry head on the mean of layer {recipe.reward.layer} of `{recipe.model_name_or_path}`, "
-        f"projected to {recipe.reward.projection_dim} dimensions.",
+        f"A linear Bradley-Terry head on the mean of layer {recipe.head.layer} of `{recipe.model_name_or_path}`, "
+        f"projected to {recipe.head.projection_dim} dimensions.",
         "",
         "```python",
         "import reward",

@@ -49,7 +49,7 @@ def train_reward_head(
     """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
-    manifest = reward_head_manifest(recipe.reward.projection_dim)
+    manifest = reward_head_manifest(recipe.head.projection_dim)
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
     headers = {
@@ -95,7 +95,7 @@ def train_reward_head(
             manifest=manifest,
             num_clients=len(given.data.clients),
             mechanism=mechanism,
-            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds),
+            optimizer=ServerOptimizer(recipe.head, manifest.dimension, plan.num_rounds),
             divisor=plan.divisor,
             largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,

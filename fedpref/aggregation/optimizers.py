@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedpref.config import RewardConfig
+from fedpref.aggregation.yogi import Yogi
+from fedpref.config_blocks import ServerOptimizerConfig
 from privacy.errors import ParameterError
 
 Vector = npt.NDArray[np.float64]
@@ -20,15 +21,18 @@ class ServerOptimizer:
 
     | case | result |
     |---|---|
-    | no step yet | zeros, released as they are |
+    | no step yet | the start, released as it is |
     | one step | the mean is that iterate if ``average_from`` is 0, else the last iterate stands for it |
     | a zero pseudo-gradient (nobody sampled, no noise) | a step all the same: momentum goes on |
     | NaN or inf in a pseudo-gradient | refused: no honest release has them, and they would stay for ever |
     """
 
-    def __init__(self, config: RewardConfig, dimension: int, num_rounds: int) -> None:
-        """Start at zero."""
-        self._parameter = torch.nn.Parameter(torch.zeros(dimension, dtype=torch.float64))
+    def __init__(
+        self, config: ServerOptimizerConfig, dimension: int, num_rounds: int, start: Vector | None = None
+    ) -> None:
+        """Start at ``start``, flat [d], public; None: at zero."""
+        first = torch.zeros(dimension, dtype=torch.float64) if start is None else torch.from_numpy(start.copy())
+        self._parameter = torch.nn.Parameter(first)
         self._optimizer = _torch_optimizer(config, self._parameter)
         self._average_after = int(config.average_from * num_rounds)
         self._total = torch.zeros(dimension, dtype=torch.float64)
@@ -85,10 +89,13 @@ class ServerOptimizer:
         self._optimizer.state[self._parameter] = moments
 
 
-def _torch_optimizer(config: RewardConfig, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+def _torch_optimizer(config: ServerOptimizerConfig, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
     if config.optim == "sgd":
         return torch.optim.SGD([parameter], lr=config.learning_rate, momentum=config.momentum or 0.0)
     if config.optim == "adam":
         betas = (config.adam_beta1 or 0.0, config.adam_beta2 or 0.0)  # the schema has filled them in
         return torch.optim.Adam([parameter], lr=config.learning_rate, betas=betas)
+    if config.optim == "yogi":
+        betas = (config.adam_beta1 or 0.0, config.adam_beta2 or 0.0)
+        return Yogi([parameter], lr=config.learning_rate, betas=betas)
     return torch.optim.Adagrad([parameter], lr=config.learning_rate)
