@@ -24,6 +24,7 @@ from privacy.report import Report, build_report, render_text
 
 if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
+    from fedpref.data.loading import FederatedData
     from fedpref.data.split import Split
     from policy.rewards import RewardFunc
     from reward.head import PublicProjection
@@ -78,15 +79,12 @@ def run(
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
+    from fedpref.adapter_stage import run_adapter_stage
     from fedpref.books import refuse_early
-    from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
-    from fedpref.policy_stage import check_policy, run_policy_stage
+    from fedpref.policy_stage import check_policy
     from fedpref.release import write_manifest
-    from fedpref.training import TrainingInput, train_reward_head
     from fedpref.training_feedback import keep_data_digests
-    from reward.features import FeatureConfig, FeatureExtractor
-    from reward.scorer import RewardModel
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
@@ -102,6 +100,28 @@ def run(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
     )
+    if recipe.training is not None:
+        run_adapter_stage(the_plan, folder, data, show)
+        write_manifest(folder.path, the_plan)
+        folder.finish()
+        return Run(folder.path)
+    _run_reward_stage(the_plan, folder, data, reward_funcs or {}, show)
+    write_manifest(folder.path, the_plan)
+    folder.finish()
+    return Run(folder.path)
+
+
+def _run_reward_stage(
+    the_plan: Plan, folder: RunFolder, data: FederatedData, reward_funcs: Mapping[str, RewardFunc], show: Display
+) -> None:
+    """Features, the reward head, its release, and the policy loop if the recipe has one."""
+    from fedpref.client.work import FeatureStore
+    from fedpref.policy_stage import run_policy_stage
+    from fedpref.training import TrainingInput, train_reward_head
+    from reward.features import FeatureConfig, FeatureExtractor
+    from reward.scorer import RewardModel
+
+    recipe = the_plan.recipe
     config = FeatureConfig(
         recipe.model_name_or_path, recipe.head.layer, recipe.max_length, recipe.head.pooling, recipe.dtype
     )
@@ -124,10 +144,7 @@ def run(
     )
     model = RewardModel(extractor, projection, weight.astype(np.float32))
     _release(folder, the_plan, model, evaluation)
-    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
-    write_manifest(folder.path, the_plan)
-    folder.finish()
-    return Run(folder.path)
+    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs, show=show)
 
 
 def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> PublicProjection:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
+from fedpref.client.contribution import ClientWork
 from fedpref.client.head import HeadWork
 from fedpref.client.labels import randomized_labels
 from fedpref.client.node import Node
@@ -17,7 +18,7 @@ from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
-from fedpref.manifest import reward_head_manifest
+from fedpref.manifest import Manifest, reward_head_manifest
 from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
@@ -35,21 +36,52 @@ _SLACK = 10.0  # of the declared number of units; real federations know no roste
 
 
 @dataclass(frozen=True)
-class TrainingInput:
-    """What a training run starts from: a plan, the clients' records, and projected features of any text."""
+class RunInput:
+    """What every training run starts from: a plan, and the clients' records."""
 
     plan: Plan
     data: FederatedData
+
+
+@dataclass(frozen=True)
+class TrainingInput(RunInput):
+    """Of a reward head: also projected features of any text."""
+
     features: Callable[[Sequence[Conversation]], Array]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained: its layout, its first values (public; None: zeros), and what clients do with their records."""
+
+    manifest: Manifest
+    start: Vector | None
+    work: Callable[[Mapping[str, Preferences]], ClientWork]
 
 
 def train_reward_head(
     given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
 ) -> Vector:
     """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
+    plan, p = given.plan, given.plan.recipe.privacy
+    dimension = plan.recipe.head.projection_dim
+
+    def work(records: Mapping[str, Preferences]) -> ClientWork:
+        data = prepare_node(records, given.features, p.unit, p.max_pairs_per_user)
+        flip = plan.labels.flip_probability if plan.labels else None
+        objective = bradley_terry_objective if flip is None else debiased_objective(flip)
+        return HeadWork(data, len(given.data.clients), dimension, objective)
+
+    return train(given, Trainee(reward_head_manifest(dimension), None, work), folder, trackers, warn)
+
+
+def train(
+    given: RunInput, trainee: Trainee, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
+) -> Vector:
+    """Run all rounds that are left in ``folder`` and return what is released, flat fp64 [d]. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     mechanism, rng = plan.mechanism(), random_source(recipe)
-    manifest = reward_head_manifest(recipe.head.projection_dim)
+    manifest = trainee.manifest
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = recipe.privacy.target_epsilon if recipe.privacy.trust is Trust.LOCAL else None
     headers = {
@@ -76,12 +108,7 @@ def train_reward_head(
         node = Node(
             name=NODE,
             num_clients=len(given.data.clients),
-            work=HeadWork(
-                prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
-                len(given.data.clients),
-                manifest.dimension,
-                debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
-            ),
+            work=trainee.work(records),
             manifest=manifest,
             mechanism=mechanism,
             ledger=node_ledger,
@@ -95,7 +122,7 @@ def train_reward_head(
             manifest=manifest,
             num_clients=len(given.data.clients),
             mechanism=mechanism,
-            optimizer=ServerOptimizer(recipe.head, manifest.dimension, plan.num_rounds),
+            optimizer=ServerOptimizer(recipe.server, manifest.dimension, plan.num_rounds, trainee.start),
             divisor=plan.divisor,
             largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,
@@ -111,7 +138,7 @@ def train_reward_head(
 
 
 def _labelled(
-    given: TrainingInput, clients: Mapping[str, Preferences], folder: RunFolder, rng: RandomSource
+    given: RunInput, clients: Mapping[str, Preferences], folder: RunFolder, rng: RandomSource
 ) -> Mapping[str, Preferences]:
     """The willing clients' records, their labels randomised once if the recipe says so."""
     if given.plan.labels is None:
@@ -120,7 +147,7 @@ def _labelled(
     return randomized_labels(clients, given.plan.labels, folder.node, header, rng)
 
 
-def _largest_norm(given: TrainingInput) -> float:
+def _largest_norm(given: RunInput) -> float:
     """In clipping norms: more than any honest client's sum can have, whatever its records and however low the declaration.
 
     A client's sum is a sum of one clipped gradient per member, and who is a member is public.
@@ -134,7 +161,7 @@ def random_source(recipe: Recipe) -> RandomSource:
     return SystemRandom() if recipe.privacy.rng == "os" else SeededNonPrivateRandom(recipe.seed)
 
 
-def _header(given: TrainingInput, scope: str, target_epsilon: float | None) -> LedgerHeader:
+def _header(given: RunInput, scope: str, target_epsilon: float | None) -> LedgerHeader:
     recipe, p = given.plan.recipe, given.plan.recipe.privacy
     return LedgerHeader(
         scope=scope,

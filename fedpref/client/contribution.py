@@ -5,8 +5,9 @@ A node knows coins, books and seals, and nothing of data, models and losses; a `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from privacy.adaptive import QuantileClipping
 from privacy.clipping import ClippedSum, clip_and_sum
 from privacy.sampling import Mask, Units
+
+if TYPE_CHECKING:
+    from privacy.gradients import UnitGradients
 
 Vector = npt.NDArray[np.float64]
 
@@ -34,6 +38,18 @@ class RoundClipping:
             rows = self.quantile.with_bits(rows, self.norm)
         return clip_and_sum(rows, group, num_groups, self.max_grad_norm)
 
+    def of(self, gradients: UnitGradients, group: npt.NDArray[np.integer], num_groups: int) -> list[ClippedSum]:
+        """The same of per-unit gradients, without a copy of them where the norm is fixed."""
+        import torch
+
+        if self.quantile is not None:
+            return self(gradients.flat().cpu().numpy(), group, num_groups)
+        return gradients.clip_and_sum(self.max_grad_norm, torch.from_numpy(group), num_groups)
+
+    def zeros(self, dimension: int) -> ClippedSum:
+        """What a client without a drawn unit contributes."""
+        return ClippedSum(np.zeros(dimension + (self.quantile is not None)), self.max_grad_norm)
+
 
 class ClientWork(Protocol):
     """What the clients of one node contribute in a round, computed from their private data. Holds no book, tosses no coin."""
@@ -42,8 +58,8 @@ class ClientWork(Protocol):
     def units(self) -> Units:
         """What sampling may look at: the client and the place of every privacy unit of the node."""
 
-    def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> list[ClippedSum]:
-        """Every client's sum over its selected units; a client without one gets zeros.
+    def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> Iterable[ClippedSum]:
+        """Every client's sum over its selected units, in the clients' order; a client without one gets zeros.
 
         Args:
             parameters: as broadcast, flat fp64 [d], in the manifest's order.

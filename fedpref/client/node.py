@@ -7,7 +7,7 @@ sends the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -145,7 +145,7 @@ class Node:
 
     def _clipped_sums(
         self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
-    ) -> list[ClippedSum]:
+    ) -> Iterable[ClippedSum]:
         """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
         coins = self._rng.stream("coins", round=request.round, node=self._name)
         selected = mechanism.sampling.select(coins, self._work.units, request.round)

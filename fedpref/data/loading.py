@@ -64,7 +64,9 @@ class FederatedData:
     roster: Roster
 
     def num_units(self, unit: PrivacyUnit) -> int:
-        """Members: people, or records as filed. Zeroing out somebody's records does not change it."""
+        """Members: people, records as filed, or clients. Zeroing out somebody's records does not change it."""
+        if unit is PrivacyUnit.CLIENT:
+            return len(self.clients)
         return len(self.roster.users) if unit is PrivacyUnit.USER else self.roster.num_records
 
 
