@@ -40,7 +40,10 @@ class GroupBatch(TokenBatch):
         advantages: of every completion within its group, [n, G] (``policy.losses.group_advantages``).
         ref_token_logps: per token under the reference model, as ``policy.logprobs.token_logps`` lays them out, [n, G, L];
             needed where beta > 0.
+        old_token_logps: the same under the policy that sampled, [n, G, L]; needed where a client takes several steps on
+            the same samples.
     """
 
     advantages: Tensor
     ref_token_logps: Tensor | None = None
+    old_token_logps: Tensor | None = None
