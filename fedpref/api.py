@@ -27,6 +27,7 @@ from privacy.report import Report, build_report, render_text
 
 if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
+    from fedpref.data.loading import FederatedData
     from fedpref.data.split import Split
     from policy.rewards import RewardFunc
     from reward.features import FeatureConfig
@@ -85,15 +86,12 @@ def run(
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
+    from fedpref.adapter_stage import run_adapter_stage
     from fedpref.books import refuse_early
-    from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
-    from fedpref.policy_stage import check_policy, run_policy_stage
+    from fedpref.policy_stage import check_policy
     from fedpref.release import write_manifest
-    from fedpref.training import TrainingInput, train_reward_head
     from fedpref.training_feedback import keep_data_digests
-    from reward.features import FeatureExtractor
-    from reward.scorer import RewardModel
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
@@ -109,6 +107,26 @@ def run(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
     )
+    if recipe.training is not None:
+        run_adapter_stage(the_plan, folder, data, show)
+    else:
+        _run_reward_stage(the_plan, folder, data, reward_funcs or {}, show)
+    write_manifest(folder.path, the_plan)
+    folder.finish()
+    return Run(folder.path)
+
+
+def _run_reward_stage(
+    the_plan: Plan, folder: RunFolder, data: FederatedData, reward_funcs: Mapping[str, RewardFunc], show: Display
+) -> None:
+    """Features, the reward head, its release, and the policy loop if the recipe has one."""
+    from fedpref.client.work import FeatureStore
+    from fedpref.policy_stage import run_policy_stage
+    from fedpref.training import TrainingInput, train_reward_head
+    from reward.features import FeatureExtractor
+    from reward.scorer import RewardModel
+
+    recipe = the_plan.recipe
     config = feature_config(recipe)
     extractor = FeatureExtractor(config, show.say)
     key = json.dumps([config.to_json(), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
@@ -127,19 +145,16 @@ def run(
         lambda texts: projection(store(texts, lambda d, n: show.progress("features of evaluation users' texts", d, n))),
         weight,
     )
-    model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.reward))
+    model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.head))
     _release(folder, the_plan, model, evaluation)
-    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
-    write_manifest(folder.path, the_plan)
-    folder.finish()
-    return Run(folder.path)
+    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs, show=show)
 
 
 def feature_config(recipe: Recipe) -> FeatureConfig:
     """The frozen features that a recipe asks for."""
     from reward.features import FeatureConfig
 
-    r = recipe.reward
+    r = recipe.head
     return FeatureConfig(recipe.model_name_or_path, r.layer, recipe.max_length, r.pooling, recipe.dtype, r.layers)
 
 
@@ -148,9 +163,9 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     from fedpref.data.loading import load_public
     from reward.head import PublicProjection
 
-    public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
+    public = load_public(recipe.head.public_data, recipe.evaluation.unseen_topics)
     features = store(public, lambda done, total: show.progress("features of public texts", done, total))
-    return PublicProjection.fit(features, recipe.reward.projection_dim)
+    return PublicProjection.fit(features, recipe.head.projection_dim)
 
 
 def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any], weight: Any) -> dict[str, Any]:
@@ -160,7 +175,7 @@ def _evaluate_split(split: Split, recipe: Recipe, features: Callable[[Any], Any]
     def scores(texts: Any) -> Any:
         return head_scores(features(texts), weight, layout)
 
-    samples, layout = recipe.evaluation.bootstrap_samples, reward_layout(recipe.reward)
+    samples, layout = recipe.evaluation.bootstrap_samples, reward_layout(recipe.head)
     return {
         "seen topics": evaluate(split.seen, scores, samples, recipe.seed),
         "unseen topics": evaluate(split.unseen, scores, samples, recipe.seed),
@@ -175,7 +190,7 @@ def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: 
     report = build_report(folder.path)
     target = folder.release / "reward"
     write_reward_model(target, model)
-    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.reward.public_data)]
+    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.head.public_data)]
     write_model_card(target, the_plan, specs, report, evaluation)
     _write(folder.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     _write(folder.path / "report.json", json.dumps(report.fields, indent=2) + "\n")

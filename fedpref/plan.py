@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedpref.adapter_size import trainable_dimension
 from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
 from fedpref.data.spec import find_dataset
 from fedpref.manifest import reward_manifest
+from fedpref.plan_training import check_training
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
@@ -31,6 +33,7 @@ from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
 _TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
 _POLICY_TOKENS_PER_SECOND = 160  # sampled or trained on by SmolLM2-135M, fp32, 2 cores
+_ADAPTER_TOKENS_PER_SECOND = 250  # reference pass, forward and backward of SmolLM2-135M, bf16, one core
 _PROMPTS = 30  # where a description does not say
 _TOKENS_PER_TEXT = 70  # where a data set's description does not say
 _EMBEDDED_MODEL_BYTES = 269_060_552  # SmolLM2-135M-Instruct, bf16
@@ -80,12 +83,15 @@ class Plan:
         return float(round(expected)) if self.recipe.privacy.sampling == "capped" else expected
 
     @property
-    def bytes_per_client(self) -> int:
-        """Up and down, all rounds: one sealed message up, the parameters down; or all messages of secure aggregation."""
+    def bytes_per_client(self) -> int | None:
+        """Up and down, all rounds: one sealed message up, the parameters down; or all messages of secure aggregation.
+
+        None for a model that is not here.
+        """
         if self.secure_costs is not None:
             return self.secure_costs.bytes_up + self.secure_costs.bytes_down
-        d = reward_manifest(self.recipe.reward).dimension
-        return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
+        d = trainable_dimension(self.recipe)
+        return None if d is None else self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d)
 
     @cached_property
     def secure_costs(self) -> SecureCosts | None:
@@ -93,7 +99,7 @@ class Plan:
         mechanism = self.mechanism()
         if not isinstance(mechanism, DistributedMechanism):
             return None
-        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.reward).dimension)
+        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.head).dimension)
 
     @property
     def colluders(self) -> int | None:
@@ -102,9 +108,25 @@ class Plan:
 
     @property
     def minutes(self) -> float:
-        """Rough, on 2 cores: features of all texts, then the rounds at 5 ms each."""
+        """Rough, on 2 cores: features of all texts, then the rounds at 5 ms each; an adapter by the tokens it trains on."""
+        if self.recipe.training is not None:
+            return (self._adapter_seconds + 60) / 60
         tokens = self.facts.get("tokens", self.facts.get("texts", 0) * _TOKENS_PER_TEXT)
         return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30 + self._policy_seconds) / 60
+
+    @property
+    def _adapter_seconds(self) -> float:
+        """Expected records of all rounds at two answers each, once for the reference and three times for the gradient."""
+        training, p = self.recipe.adapter, self.recipe.privacy
+        records = self.facts.get("records", 0) / max(1, self.facts.get("users", self.facts.get("records", 1)))
+        each = min(p.max_pairs_per_user, max(1.0, records)) if p.unit is not PrivacyUnit.EXAMPLE else 1.0
+        tokens = 2 * _TOKENS_PER_TEXT
+        if training.objective == "grpo":
+            tokens = training.num_generations * training.max_completion_length
+        if training.local is not None:
+            each *= training.local.num_train_epochs * self.facts.get("users", 1) / self.recipe.federation.num_units
+        trained = self.num_rounds * self.divisor * each + 4 * training.max_eval_records
+        return trained * tokens / _ADAPTER_TOKENS_PER_SECOND
 
     @property
     def _policy_seconds(self) -> float:
@@ -122,7 +144,7 @@ class Plan:
         size = _model_bytes(self.recipe.model_name_or_path)
         if size is None:
             return None
-        return round(1.0 + (4 if self.recipe.policy is None else 12) * size / 1e9, 1)
+        return round(1.0 + (4 if self.recipe.policy is None and self.recipe.training is None else 12) * size / 1e9, 1)
 
     @property
     def digest(self) -> str:
@@ -229,9 +251,9 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float, run: str = "plan") -> 
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
     sampling = sampling_of(recipe, run)
     if p.trust is Trust.DISTRIBUTED:
-        dimension = reward_manifest(recipe.reward).dimension + (clipping is not None)
+        dimension = reward_manifest(recipe.head).dimension + (clipping is not None)
         return DistributedMechanism(sampling, secagg_plan(recipe, noise_multiplier, bound, dimension, run))
-    local = recipe.reward.local
+    local = None if recipe.reward is None else recipe.reward.local
     if local is None or p.unit is PrivacyUnit.CLIENT:
         return GaussianMechanism(p.trust, sampling, bound, noise_multiplier)
     of_one_client = p.sample_rate * recipe.federation.num_units / (recipe.federation.partition.num_clients or 1)
@@ -275,7 +297,9 @@ def make_plan(recipe: Recipe) -> Plan:
         CalibrationError: no noise reaches the target.
         ParameterError: numbers that make no mechanism, or no safe cohort.
         DatasetError: an unknown data set.
+        UnsupportedPlanError: an adapter's training that could not keep its promise.
     """
+    check_training(recipe)
     p, rounds = recipe.privacy, recipe.federation.num_rounds
     mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
     z = p.noise_multiplier
@@ -349,7 +373,7 @@ def data_names(recipe: Recipe) -> list[str]:
     """Every data set that a recipe names, each once."""
     policy = recipe.policy
     prompts = () if policy is None else (*policy.prompts, *(policy.test_prompts or ()))
-    return list(dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *prompts)))
+    return list(dict.fromkeys((*recipe.datasets, *recipe.public_text, *prompts)))
 
 
 def _model_bytes(name: str) -> int | None:
@@ -362,7 +386,7 @@ def _model_bytes(name: str) -> int | None:
 def _facts(recipe: Recipe) -> dict[str, int]:
     """Public sizes from the descriptions of the data sets, added up; no data file is opened."""
     total: Counter[str] = Counter()
-    for name in (*recipe.datasets, recipe.reward.public_data):
+    for name in (*recipe.datasets, *recipe.public_text):
         total.update(find_dataset(name).facts)
     if recipe.policy is not None:
         evaluated = recipe.policy.test_prompts or recipe.policy.prompts
