@@ -163,7 +163,7 @@ def _figures(hits: dict[tuple[str, str], list[list[tuple[np.ndarray, np.ndarray]
         return result
 
     def spread(totals: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        return np.mean([(draws @ t) / (draws @ c) for t, c in totals], axis=0)
+        return np.asarray(np.mean([(draws @ t) / (draws @ c) for t, c in totals], axis=0))
 
     def summary(value: float, samples: np.ndarray) -> dict[str, Any]:
         return {"percent": 100 * value, "interval": [100 * float(x) for x in np.percentile(samples, [2.5, 97.5])]}

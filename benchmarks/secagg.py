@@ -75,7 +75,7 @@ class Round:
 
     def set_up(self) -> dict[str, float]:
         """Keys and shares; CPU seconds of client 0."""
-        spent = {}
+        spent: dict[str, float] = {}
         invite = self.server.invitation(tuple(self.clients))
         for i, c in self.clients.items():
             seconds, reply = cpu(lambda c=c: c.answer(invite), 1)  # type: ignore[misc]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privacy.clipping import grid_step
 from privacy.gradients import UnitGradientEngine, select_trainable
-from privacy.noise import gaussian_noise
+from privacy.noise import sample
 from privacy.rng import SystemRandom
 
 PAIRS, TOKENS, COMPLETION, RANK = 4, 128, 64, 8
@@ -96,7 +97,9 @@ class Steps:
         """Clipped sum, noise, public divisor, AdamW."""
         self.optimizer.zero_grad()
         total = clipped_sum()
-        total += torch.from_numpy(gaussian_noise(self.noise.stream("noise"), NOISE_MULTIPLIER * CLIP, self.dimension))
+        step = grid_step(CLIP, self.dimension)  # the grid of the mechanism: every backend pays for the same noise
+        noise = sample(NOISE_MULTIPLIER * CLIP / step, self.dimension, self.noise.stream("noise"))
+        total += torch.from_numpy(noise * step)
         total /= PAIRS
         sizes = [p.numel() for p in self.parameters]
         for p, part in zip(self.parameters, total.split(sizes), strict=True):

@@ -67,7 +67,7 @@ def _hooks(model: nn.Module, parts: list[LinearPart]) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from opacus.grad_sample import GradSampleHooks  # type: ignore[import-untyped]
+            from opacus.grad_sample import GradSampleHooks
     except ImportError:
         raise GradientBackendError(
             "The backend `opacus` needs Opacus.", "It is not installed.", 'pip install "opacus>=1.6,<2"'
