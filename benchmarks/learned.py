@@ -73,12 +73,12 @@ class LearnedBench(Bench):
         self.all_layers = FeatureStore(
             self.extractor, key, Path("runs/benchmarks") / f"features-{'-'.join(map(str, LAYERS))}.safetensors"
         )
-        public = load_public(self.recipe.reward.public_data, ())
+        public = load_public(self.recipe.head.public_data, ())
         self.all_layers([*self.data.texts, *public], lambda done, total: say(f"features {done}/{total}"))
 
     def use(self, recipe: Recipe) -> None:
         """Features as a recipe's head sees them."""
-        mixed = recipe.reward.layers is not None
+        mixed = recipe.head.layers is not None
         self.store = lambda texts: self.all_layers(texts) if mixed else self.all_layers(texts)[:, -1]  # type: ignore[assignment]
 
     def cell(self, head: str, epsilon: float | None, users: dict[str, int]) -> dict[str, Any]:
@@ -92,14 +92,14 @@ class LearnedBench(Bench):
             weight, out["epsilon"], _ = self.train(recipe, projection, data)
             for side in SIDES:
                 out[side].append(self._votes(recipe, projection, weight, getattr(data.split, side), users))
-        out["trained"] = reward_manifest(recipe.reward).dimension
+        out["trained"] = reward_manifest(recipe.head).dimension
         out["cpu_seconds"] = time.process_time() - start
         return out
 
     def _votes(
         self, recipe: Recipe, projection: PublicProjection, weight: Vector, part: Preferences, users: dict[str, int]
     ) -> list[list[float]]:
-        layout = reward_layout(recipe.reward)
+        layout = reward_layout(recipe.head)
         correct, _ = correctness(part, lambda texts: head_scores(projection(self.store(texts)), weight, layout))
         owner = np.array([users[u] for u in part.user.tolist()])
         counts = [np.bincount(owner, weights=w, minlength=len(users)) for w in (correct, np.ones(len(owner)))]

@@ -64,7 +64,7 @@ class Bench:
         self.data: Preferences = check_records(dataset)[0]
         self.topics = sorted(set(self.data.topic.tolist()))
         config = FeatureConfig(
-            self.recipe.model_name_or_path, self.recipe.reward.layer, self.recipe.max_length, dtype=self.recipe.dtype
+            self.recipe.model_name_or_path, self.recipe.head.layer, self.recipe.max_length, dtype=self.recipe.dtype
         )
         self.extractor = extractor = FeatureExtractor(config, say)
         cache = Path("runs/benchmarks")
@@ -114,8 +114,8 @@ class Bench:
 
     def projection(self, recipe: Recipe) -> PublicProjection:
         """From the public text of the topics that are not held out."""
-        public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
-        return PublicProjection.fit(self.store(public), recipe.reward.projection_dim)
+        public = load_public(recipe.head.public_data, recipe.evaluation.unseen_topics)
+        return PublicProjection.fit(self.store(public), recipe.head.projection_dim)
 
 
 def accuracy(bench: Bench) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from privacy.report import Report, build_report, render_text
 
 if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
+    from fedpref.data.loading import FederatedData
     from fedpref.data.split import Split
     from policy.rewards import RewardFunc
     from reward.features import FeatureConfig
@@ -85,16 +86,12 @@ def run(
     Raises:
         CodedError, RewardError: coded, with what, why and what to do; the folder stays resumable.
     """
+    from fedpref.adapter_stage import run_adapter_stage
     from fedpref.books import refuse_early
-    from fedpref.client.work import FeatureStore
     from fedpref.data.loading import load_federated
-    from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
-    from fedpref.policy_stage import check_policy, run_policy_stage
+    from fedpref.policy_stage import check_policy
     from fedpref.release import write_manifest
-    from fedpref.training import TrainingInput, train_reward_head
     from fedpref.training_feedback import keep_data_digests
-    from reward.features import FeatureExtractor
-    from reward.scorer import RewardModel
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
@@ -111,6 +108,27 @@ def run(
         f"{len(data.clients)} clients; {'' if recipe.evaluation.federated else f'{data.split.num_evaluation_users:,} '}"
         "evaluation users held out"
     )
+    if recipe.training is not None:
+        run_adapter_stage(the_plan, folder, data, show)
+    else:
+        _run_reward_stage(the_plan, folder, data, reward_funcs or {}, show)
+    write_manifest(folder.path, the_plan)
+    folder.finish()
+    return Run(folder.path)
+
+
+def _run_reward_stage(
+    the_plan: Plan, folder: RunFolder, data: FederatedData, reward_funcs: Mapping[str, RewardFunc], show: Display
+) -> None:
+    """Features, the reward head, its release, and the policy loop if the recipe has one."""
+    from fedpref.client.work import FeatureStore
+    from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
+    from fedpref.policy_stage import run_policy_stage
+    from fedpref.training import TrainingInput, train_reward_head
+    from reward.features import FeatureExtractor
+    from reward.scorer import RewardModel
+
+    recipe = the_plan.recipe
     held_out = evaluation_clients(data, recipe.federation.partition) if recipe.evaluation.federated else None
     config = feature_config(recipe)
     extractor = FeatureExtractor(config, show.say)
@@ -135,19 +153,16 @@ def run(
         evaluation = run_federated_evaluation(
             EvaluationInput(the_plan, data, held_out, weight, scores), folder, show.say
         )
-    model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.reward))
+    model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.head))
     _release(folder, the_plan, model, evaluation)
-    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs or {}, show=show)
-    write_manifest(folder.path, the_plan)
-    folder.finish()
-    return Run(folder.path)
+    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs, show=show)
 
 
 def feature_config(recipe: Recipe) -> FeatureConfig:
     """The frozen features that a recipe asks for."""
     from reward.features import FeatureConfig
 
-    r = recipe.reward
+    r = recipe.head
     return FeatureConfig(recipe.model_name_or_path, r.layer, recipe.max_length, r.pooling, recipe.dtype, r.layers)
 
 
@@ -156,15 +171,15 @@ def fit_projection(recipe: Recipe, store: FeatureStore, show: Display) -> Public
     from fedpref.data.loading import load_public
     from reward.head import PublicProjection
 
-    public = load_public(recipe.reward.public_data, recipe.evaluation.unseen_topics)
+    public = load_public(recipe.head.public_data, recipe.evaluation.unseen_topics)
     features = store(public, lambda done, total: show.progress("features of public texts", done, total))
-    return PublicProjection.fit(features, recipe.reward.projection_dim)
+    return PublicProjection.fit(features, recipe.head.projection_dim)
 
 
 def _scores_of(weight: Any, recipe: Recipe, features: Callable[[Any], Any]) -> Callable[[Any], Any]:
     from reward.scorer import head_scores
 
-    layout = reward_layout(recipe.reward)
+    layout = reward_layout(recipe.head)
     return lambda texts: head_scores(features(texts), weight, layout)
 
 
@@ -186,7 +201,7 @@ def _release(folder: RunFolder, the_plan: Plan, model: RewardModel, evaluation: 
     report = build_report(folder.path)
     target = folder.release / "reward"
     write_reward_model(target, model)
-    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.reward.public_data)]
+    specs = [find_dataset(name) for name in (*recipe.datasets, recipe.head.public_data)]
     write_model_card(target, the_plan, specs, report, evaluation)
     _write(folder.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     _write(folder.path / "report.json", json.dumps(report.fields, indent=2) + "\n")

@@ -16,7 +16,7 @@ from fedpref.config import Recipe
 
 HEADER = """# Keys of a recipe
 
-Made from `fedpref/config.py` by `python -m fedpref.config_docs > docs/config.md`. Recipes are closed: an
+Made from `fedpref/config*.py` by `python -m fedpref.config_docs > docs/config.md`. Recipes are closed: an
 unknown key is an error. Overrides on the command line: `fedpref run RECIPE key.sub=value`.
 
 | key | type | default | meaning |

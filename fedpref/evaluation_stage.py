@@ -20,7 +20,8 @@ from fedpref.aggregation.optimizers import Vector
 from fedpref.books import Books, open_books
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.channel.local import LocalChannel
-from fedpref.client.evaluation import EvaluationNode, evaluation_sums
+from fedpref.client.evaluation import EvaluationWork, evaluation_sums
+from fedpref.client.node import Node
 from fedpref.config import PartitionConfig
 from fedpref.data.loading import FederatedData
 from fedpref.data.partition import one_client_each
@@ -132,10 +133,11 @@ def _release(given: EvaluationInput, evaluation: EvaluationPlan, folder: RunFold
             kept = journal.load(number, books.node.holds) is not None
             _agree(given, evaluation, books, kept=kept)
             reservation = _reserve(books, mechanism, number)
-            manifest = reward_manifest(given.plan.recipe.reward)
-            node = EvaluationNode(
+            manifest = reward_manifest(given.plan.recipe.head)
+            node = Node(
                 name=NODE,
                 num_clients=len(names),
+                work=EvaluationWork(len(names), lambda refused: _sums(given, evaluation, refused)),
                 manifest=manifest,
                 mechanism=mechanism,
                 ledger=books.node,
@@ -143,7 +145,6 @@ def _release(given: EvaluationInput, evaluation: EvaluationPlan, folder: RunFold
                 rng=rng,
                 offer=books.offer,
                 guards=books.guards,
-                sums=lambda refused: _sums(given, evaluation, refused),
             )
             replies = LocalChannel(node).exchange(RoundRequest(number, manifest.digest, given.weight))
             messages = _messages(given, evaluation, replies, warn)

@@ -96,6 +96,11 @@ def _refusal(recipe: Recipe) -> tuple[str, str, str] | None:
         ),
         (not options.user_fraction, "evaluation.user_fraction: 0 holds nobody out.", "Hold some people out."),
         (
+            recipe.training is not None,
+            "Adapters trained on the clients are not evaluated this way yet.",
+            "Leave it out, or train a reward head.",
+        ),
+        (
             p.unit is not PrivacyUnit.USER,
             "What is bounded and noised is one person's figures.",
             "Set privacy.unit: user.",

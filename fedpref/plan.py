@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from fedpref.adapter_size import trainable_dimension
 from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
+from fedpref.cost import memory_gb, minutes, public_sizes
 from fedpref.data.spec import find_dataset
 from fedpref.federated_evaluation import EvaluationPlan, evaluation_plan
 from fedpref.manifest import reward_manifest
+from fedpref.plan_training import check_training
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
 from privacy.adaptive import QuantileClipping, on_ladder
@@ -30,11 +32,6 @@ from privacy.sampling import CappedSampling, FixedOrderSampling, PoissonSampling
 from privacy.sealed import size_of
 from privacy.units import Adversary, PrivacyUnit, Trust, further_adversaries
 
-_TOKENS_PER_SECOND = 1500  # features of SmolLM2-135M's first 20 blocks, fp32, 2 cores; half of that on one
-_POLICY_TOKENS_PER_SECOND = 160  # sampled or trained on by SmolLM2-135M, fp32, 2 cores
-_PROMPTS = 30  # where a description does not say
-_TOKENS_PER_TEXT = 70  # where a data set's description does not say
-_EMBEDDED_MODEL_BYTES = 269_060_552  # SmolLM2-135M-Instruct, bf16
 _MARKS = 10
 _NOISE_STEP = 1e-4
 
@@ -81,11 +78,16 @@ class Plan:
         return float(round(expected)) if self.recipe.privacy.sampling == "capped" else expected
 
     @property
-    def bytes_per_client(self) -> int:
-        """Up and down, all rounds: one sealed message up, the parameters down; or all messages of secure aggregation."""
+    def bytes_per_client(self) -> int | None:
+        """Up and down, all rounds: one sealed message up, the parameters down; or all messages of secure aggregation.
+
+        None for a model that is not here.
+        """
         if self.secure_costs is not None:
             return self.secure_costs.bytes_up + self.secure_costs.bytes_down
-        d = reward_manifest(self.recipe.reward).dimension
+        d = trainable_dimension(self.recipe)
+        if d is None:
+            return None
         evaluated = size_of(self.evaluation.dimension) + 8 * d if self.evaluation else 0
         return self.num_rounds * (size_of(d + (self.clipping is not None)) + 8 * d) + evaluated
 
@@ -95,7 +97,7 @@ class Plan:
         mechanism = self.mechanism()
         if not isinstance(mechanism, DistributedMechanism):
             return None
-        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.reward).dimension)
+        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.head).dimension)
 
     @property
     def colluders(self) -> int | None:
@@ -104,27 +106,13 @@ class Plan:
 
     @property
     def minutes(self) -> float:
-        """Rough, on 2 cores: features of all texts, then the rounds at 5 ms each."""
-        tokens = self.facts.get("tokens", self.facts.get("texts", 0) * _TOKENS_PER_TEXT)
-        return (tokens / _TOKENS_PER_SECOND + self.num_rounds * 0.005 + 30 + self._policy_seconds) / 60
-
-    @property
-    def _policy_seconds(self) -> float:
-        policy = self.recipe.policy
-        if policy is None:
-            return 0.0
-        trained = policy.max_steps * policy.prompts_per_step * policy.num_generations
-        compared = 2 * self.recipe.evaluation.policy_samples * self.facts.get("prompts", _PROMPTS)
-        sampled = (trained + compared) * policy.max_completion_length
-        return (sampled + trained * policy.max_completion_length) / _POLICY_TOKENS_PER_SECOND + 60
+        """Rough; see ``fedpref.cost``."""
+        return minutes(self.recipe, self.facts, self.divisor)
 
     @property
     def memory_gb(self) -> float | None:
-        """Rough: the libraries, and four times the model's file; None for a hub model that is not here."""
-        size = _model_bytes(self.recipe.model_name_or_path)
-        if size is None:
-            return None
-        return round(1.0 + (4 if self.recipe.policy is None else 12) * size / 1e9, 1)
+        """Rough; None for a hub model that is not here."""
+        return memory_gb(self.recipe)
 
     @property
     def digest(self) -> str:
@@ -246,9 +234,9 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float, run: str = "plan") -> 
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
     sampling = sampling_of(recipe, run)
     if p.trust is Trust.DISTRIBUTED:
-        dimension = reward_manifest(recipe.reward).dimension + (clipping is not None)
+        dimension = reward_manifest(recipe.head).dimension + (clipping is not None)
         return DistributedMechanism(sampling, secagg_plan(recipe, noise_multiplier, bound, dimension, run))
-    local = recipe.reward.local
+    local = None if recipe.reward is None else recipe.reward.local
     if local is None or p.unit is PrivacyUnit.CLIENT:
         return GaussianMechanism(p.trust, sampling, bound, noise_multiplier)
     of_one_client = p.sample_rate * recipe.federation.num_units / (recipe.federation.partition.num_clients or 1)
@@ -292,7 +280,9 @@ def make_plan(recipe: Recipe) -> Plan:
         CalibrationError: no noise reaches the target.
         ParameterError: numbers that make no mechanism, or no safe cohort.
         DatasetError: an unknown data set.
+        UnsupportedPlanError: an adapter's training that could not keep its promise.
     """
+    check_training(recipe)
     p, rounds = recipe.privacy, recipe.federation.num_rounds
     mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
     evaluation_plan(recipe)
@@ -305,7 +295,7 @@ def make_plan(recipe: Recipe) -> Plan:
         z,
         _rows(mechanism, rounds, p.target_delta, node=False, simulated=p.secure_aggregation == "simulated"),
         _rows(mechanism, rounds, p.target_delta, node=True) if p.trust is Trust.CENTRAL else (),
-        _facts(recipe),
+        public_sizes(recipe),
     )
 
 
@@ -367,22 +357,4 @@ def data_names(recipe: Recipe) -> list[str]:
     """Every data set that a recipe names, each once."""
     policy = recipe.policy
     prompts = () if policy is None else (*policy.prompts, *(policy.test_prompts or ()))
-    return list(dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *prompts)))
-
-
-def _model_bytes(name: str) -> int | None:
-    if name.startswith("embedded/"):
-        return _EMBEDDED_MODEL_BYTES
-    weights = list(Path(name).glob("*.safetensors"))
-    return sum(path.stat().st_size for path in weights) if weights else None
-
-
-def _facts(recipe: Recipe) -> dict[str, int]:
-    """Public sizes from the descriptions of the data sets, added up; no data file is opened."""
-    total: Counter[str] = Counter()
-    for name in (*recipe.datasets, recipe.reward.public_data):
-        total.update(find_dataset(name).facts)
-    if recipe.policy is not None:
-        evaluated = recipe.policy.test_prompts or recipe.policy.prompts
-        total["prompts"] = sum(find_dataset(name).facts.get("records", _PROMPTS) for name in evaluated)
-    return dict(total)
+    return list(dict.fromkeys((*recipe.datasets, *recipe.public_text, *prompts)))

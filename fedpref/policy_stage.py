@@ -85,7 +85,7 @@ def _write(path: Any, content: Any) -> None:
 def _judge(recipe: Recipe, split: Split, show: Display) -> HeldOutJudge:
     """Another layer of the same trunk, fitted on the votes of evaluation users; its features are never written."""
     layer = recipe.evaluation.judge_layer
-    config = FeatureConfig(recipe.model_name_or_path, layer, recipe.max_length, recipe.reward.pooling, recipe.dtype)
+    config = FeatureConfig(recipe.model_name_or_path, layer, recipe.max_length, recipe.head.pooling, recipe.dtype)
     extractor = FeatureExtractor(config, show.say)
     votes = Preferences.concat([split.seen, split.unseen])
     return held_out_judge(

@@ -87,7 +87,7 @@ def write_model_card(
 
 def head_line(recipe: Recipe) -> str:
     """What a reward model is, in a sentence."""
-    r, size = recipe.reward, reward_manifest(recipe.reward).dimension
+    r, size = recipe.head, reward_manifest(recipe.head).dimension
     kind = "linear" if r.trainable == "head" else f"{r.mlp_hidden_dim}-unit MLP"
     layers = (
         f"layer {r.layer}" if r.layers is None else f"layers {', '.join(map(str, r.layers))}, mixed by trained weights,"
@@ -96,6 +96,57 @@ def head_line(recipe: Recipe) -> str:
         f"A {kind} Bradley-Terry head on the mean of {layers} of `{recipe.model_name_or_path}`, "
         f"projected to {r.projection_dim} dimensions: {size:,} trained numbers."
     )
+
+
+def write_adapter_card(
+    folder: Path, plan: Plan, datasets: list[DatasetSpec], report: Report, evaluation: dict[str, Any]
+) -> None:
+    """``README.md`` beside an adapter that clients trained: data, privacy, evaluation, use."""
+    recipe, training = plan.recipe, plan.recipe.adapter
+    model = "AutoModelForSequenceClassification" if training.objective == "bradley_terry" else "AutoModelForCausalLM"
+    labels = ", num_labels=1" if training.objective == "bradley_terry" else ""
+    lines = [
+        f"# An adapter trained by fedpref ({training.objective.upper()})",
+        "",
+        f"`{training.adapter}` of `{recipe.model_name_or_path}`, trained on the clients for {plan.num_rounds} rounds "
+        f"(loss {training.loss_type}).",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {model}",
+        f'base = {model}.from_pretrained("{recipe.model_name_or_path}"{labels})   # a folder or a hub name',
+        f'model = PeftModel.from_pretrained(base, "release/{folder.name}")',
+        "```",
+        "",
+        "## Data",
+        *(f"- {_data_line(spec)}" for spec in datasets),
+        "",
+        "## Privacy",
+        report.summary,
+        "",
+        "| adversary | promise |",
+        "|---|---|",
+        *(f"| {row['described']} | {epsilon_text(row)} |" for row in report.fields["claim"]),
+        "",
+        "Assumptions:",
+        *(f"- {text}" for text in report.fields["assumptions"]),
+        "",
+        "## Evaluation (records of evaluation users, who are not protected)",
+        *(line for name, block in evaluation.items() for line in adapter_lines(name, block)),
+    ]
+    write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def adapter_lines(name: str, block: dict[str, Any]) -> list[str]:
+    """The figures of one group of evaluation users' records before and after, a line each."""
+    if not block["records"]:
+        return [f"- {name}: no records"]
+    lines = [f"- {name}: {block['records']} records of {block['users']} users"]
+    for key, row in block["measures"].items():
+        spread = f" [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]" if row["interval"] else ""
+        figures = f"{row['before']:.3f} -> {row['after']:.3f}, difference {row['difference']:+.3f}{spread}"
+        lines.append(f"  - {key} ({row['better']}): {figures}")
+    return lines
 
 
 def write_policy_card(folder: Path, plan: Plan, evaluation: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from fedpref.books import open_books
 from fedpref.channel.base import Channel
 from fedpref.channel.local import LocalChannel
 from fedpref.channel.secure import SecureChannel, ServerMemory, SimulatedChannel
+from fedpref.client.contribution import ClientWork
+from fedpref.client.head import HeadWork
 from fedpref.client.labels import randomized_labels
 from fedpref.client.local_training import LocalTraining
 from fedpref.client.members import MemberJournal, embedded_identities
@@ -23,7 +25,7 @@ from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
-from fedpref.manifest import reward_layout, reward_manifest
+from fedpref.manifest import Manifest, reward_layout, reward_manifest
 from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
@@ -44,23 +46,53 @@ _SLACK = 10.0  # of the declared number of units; real federations know no roste
 
 
 @dataclass(frozen=True)
-class TrainingInput:
-    """What a training run starts from: a plan, the clients' records, and projected features of any text."""
+class RunInput:
+    """What every training run starts from: a plan, and the clients' records."""
 
     plan: Plan
     data: FederatedData
+
+
+@dataclass(frozen=True)
+class TrainingInput(RunInput):
+    """Of a reward head: also projected features of any text."""
+
     features: Callable[[Sequence[Conversation]], Array]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained: its layout, its ``initial`` values, flat fp64 [d] and public, and what clients do with their records."""
+
+    manifest: Manifest
+    initial: Vector
+    work: Callable[[Mapping[str, Preferences]], ClientWork]
 
 
 def train_reward_head(
     given: TrainingInput, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
 ) -> Vector:
-    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64. Trackers stay open."""
+    """Run all rounds that are left in ``folder`` and return the averaged head, flat fp64 [d]. Trackers stay open."""
+    plan, recipe = given.plan, given.plan.recipe
+    manifest, p = reward_manifest(recipe.head), recipe.privacy
+
+    def work(records: Mapping[str, Preferences]) -> ClientWork:
+        data = prepare_node(records, given.features, p.unit, p.max_pairs_per_user)
+        objective = debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective
+        return HeadWork(data, len(given.data.clients), manifest.tensors, objective, _local_training(recipe))
+
+    trainee = Trainee(manifest, reward_layout(recipe.head).initial(recipe.seed), work)
+    return train(given, trainee, folder, trackers, warn)
+
+
+def train(
+    given: RunInput, trainee: Trainee, folder: RunFolder, trackers: Sequence[Tracker], warn: Callable[[str], None]
+) -> Vector:
+    """Run all rounds that are left in ``folder`` and return what is released, flat fp64 [d]. Trackers stay open."""
     plan, recipe = given.plan, given.plan.recipe
     check_cohort(recipe, list(given.data.clients))
     mechanism, rng = plan.mechanism(run_name(plan, folder)), random_source(recipe)
-    manifest = reward_manifest(recipe.reward)
-    initial = reward_layout(recipe.reward).initial(recipe.seed)
+    manifest = trainee.manifest
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = None if recipe.privacy.trust is Trust.CENTRAL else recipe.privacy.target_epsilon
     headers = {
@@ -88,13 +120,11 @@ def train_reward_head(
         common: dict[str, Any] = {
             "name": NODE,
             "num_clients": len(given.data.clients),
-            "data": prepare_node(records, given.features, recipe.privacy.unit, recipe.privacy.max_pairs_per_user),
+            "work": trainee.work(records),
             "manifest": manifest,
             "ledger": node_ledger,
             "rng": rng,
             "clipping": plan.clipping,
-            "objective": debiased_objective(plan.labels.flip_probability) if plan.labels else bradley_terry_objective,
-            "local": _local_training(recipe),
             "offer": books.offer,
             "guards": books.guards,
         }
@@ -102,7 +132,7 @@ def train_reward_head(
             manifest=manifest,
             num_clients=len(given.data.clients),
             mechanism=mechanism,
-            optimizer=ServerOptimizer(recipe.reward, manifest.dimension, plan.num_rounds, initial),
+            optimizer=ServerOptimizer(recipe.server, manifest.dimension, plan.num_rounds, trainee.initial),
             divisor=plan.divisor,
             largest_norm=_largest_norm(given) * mechanism.max_grad_norm,
             rng=rng,
@@ -129,7 +159,7 @@ def run_name(plan: Plan, folder: RunFolder) -> str:
 
 
 def _connect(
-    given: TrainingInput,
+    given: RunInput,
     folder: RunFolder,
     mechanism: Mechanism,
     common: dict[str, Any],
@@ -180,7 +210,7 @@ def _connect(
 
 
 def _labelled(
-    given: TrainingInput, clients: Mapping[str, Preferences], folder: RunFolder, rng: RandomSource
+    given: RunInput, clients: Mapping[str, Preferences], folder: RunFolder, rng: RandomSource
 ) -> Mapping[str, Preferences]:
     """The willing clients' records, their labels randomised once if the recipe says so."""
     if given.plan.labels is None:
@@ -190,13 +220,13 @@ def _labelled(
 
 
 def _local_training(recipe: Recipe) -> LocalTraining | None:
-    local = recipe.reward.local
+    local = recipe.head.local
     if local is None or recipe.privacy.unit is not PrivacyUnit.CLIENT:
         return None
     return LocalTraining(local.max_steps, local.learning_rate)
 
 
-def _largest_norm(given: TrainingInput) -> float:
+def _largest_norm(given: RunInput) -> float:
     """In clipping norms: more than any honest client's sum can have, whatever its records and however low the declaration.
 
     A client's sum is a sum of one clipped gradient per member, and who is a member is public.
@@ -211,7 +241,7 @@ def random_source(recipe: Recipe) -> RandomSource:
 
 
 def _header(
-    given: TrainingInput, scope: str, target_epsilon: float | None, mechanism: Mechanism | None = None
+    given: RunInput, scope: str, target_epsilon: float | None, mechanism: Mechanism | None = None
 ) -> LedgerHeader:
     recipe, p = given.plan.recipe, given.plan.recipe.privacy
     return LedgerHeader(

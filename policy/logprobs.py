@@ -1,4 +1,4 @@
-"""Log-probabilities of completions: the prompt is computed once for its whole group, the head on completion tokens only."""
+"""Log-probabilities of completions: the prompt computed once where it is shared, the head on completion tokens only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,63 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from policy.head import head_logprobs
+from reward.tokens import TokenRows
+from reward.trunk import hidden_states
+
+
+def answer_logps(model: Any, rows: TokenRows) -> Tensor:
+    """log p(answer | prompt): the sum over the answer's tokens.
+
+    Args:
+        model: a transformers causal LM, or a PEFT model around one.
+        rows: in either layout.
+
+    Returns:
+        shape [n, k], fp32 (fp64 for an fp64 model).
+
+    | case | result |
+    |---|---|
+    | no records | [0, k] |
+    | an answer without tokens | 0, without a gradient |
+    | NaN in a record's hidden states | NaN in that record only |
+
+    Raises:
+        UnsupportedModelError: see ``reward.trunk.hidden_states``.
+    """
+    token = flat_token_logps(model, rows)
+    slot, _ = rows.answer_slots
+    sums = token.new_zeros(rows.num_records * rows.num_answers).index_add(0, slot, token)
+    return sums.view(rows.num_records, rows.num_answers)
+
+
+def token_logps(model: Any, rows: TokenRows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """log p(token | prompt, tokens before it) of every token of every answer.
+
+    Returns:
+        the log-probabilities and a mask, both [n, k, L] with L the longest answer's length; answers begin at 0.
+
+    Raises:
+        UnsupportedModelError: see ``reward.trunk.hidden_states``.
+    """
+    token = flat_token_logps(model, rows, temperature)
+    slot, place = rows.answer_slots
+    length = int(place.max()) + 1 if len(place) else 0
+    shape = (rows.num_records, rows.num_answers, length)
+    padded = token.new_zeros(rows.num_records * rows.num_answers, length).index_put((slot, place), token)
+    mask = torch.zeros(padded.shape, dtype=torch.bool, device=token.device).index_put(
+        (slot, place), torch.ones_like(place, dtype=torch.bool)
+    )
+    return padded.view(shape), mask.view(shape)
+
+
+def flat_token_logps(model: Any, rows: TokenRows, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of all answer tokens in the order of ``rows.answer_slots``, [tokens]."""
+    hidden = hidden_states(model, rows)
+    row, column, target = rows.predictions
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return head_logprobs(base.get_output_embeddings(), hidden[row, column], target, temperature)
 
 
 def group_logprobs(

@@ -79,3 +79,21 @@ class PolicyTrainingError(RewardError):
     """Policy training cannot go on: nothing to learn from, or a state that this version does not read."""
 
     code = "FP307"
+
+
+class TokenBatchError(RewardError):
+    """Token records that do not make the batch an objective needs."""
+
+    code = "FP312"
+
+
+class ObjectiveNameError(RewardError):
+    """An objective that is unknown, or whose loss couples the records of a batch."""
+
+    code = "FP313"
+
+
+class UnsupportedModelError(RewardError):
+    """A model or adapter whose log-probabilities or scores cannot be computed by this version."""
+
+    code = "FP314"

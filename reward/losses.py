@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,3 +38,48 @@ def debiased_logistic(margins: Tensor, flip_probability: float) -> Tensor:
 def debiased_bradley_terry(chosen_scores: Tensor, rejected_scores: Tensor, flip_probability: float) -> Tensor:
     """Bradley-Terry under labels flipped with a known probability, unbiased for the true labels, shape [n]."""
     return debiased_logistic(chosen_scores - rejected_scores, flip_probability)
+
+
+def preference_loss(
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    *,
+    margin: Tensor | None = None,
+    tie: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    flip_probability: float = 0.0,
+) -> Tensor:
+    """Bradley-Terry with margins, ties, smoothed labels or flipped labels, shape [n].
+
+    With d = r_chosen - r_rejected - margin (Touvron et al. 2023, eq. 2; TRL's column ``margin``) and l(d) = -log sigmoid(d):
+
+    | record | loss |
+    |---|---|
+    | preferred | (1 - s) l(d) + s l(-d), with s = label_smoothing (conservative labels, Mitchell 2023) |
+    | preferred, labels flipped with probability p | (Natarajan et al. 2013) ((1 - p) l(d) - p l(-d)) / (1 - 2 p) |
+    | tie | (l(r_chosen - r_rejected) + l(r_rejected - r_chosen)) / 2: half of a vote for either; least at equal scores |
+    | NaN or inf score | in its own loss only |
+
+    Raises:
+        ValueError: a probability outside of [0, 1/2), or both of them above 0.
+    """
+    if not 0.0 <= label_smoothing < 0.5 or (label_smoothing and flip_probability):
+        raise ValueError("label_smoothing is in [0, 1/2), and 0 where labels are debiased for flips")
+    margins = chosen_scores - rejected_scores
+    decided = margins if margin is None else margins - margin
+    losses = debiased_logistic(decided, flip_probability)
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * functional.logsigmoid(-decided)
+    if tie is None:
+        return losses
+    split = -0.5 * (functional.logsigmoid(margins) + functional.logsigmoid(-margins))
+    return torch.where(tie, split, losses)
+
+
+def selector_loss(choice_logits: Tensor, label: Tensor) -> Tensor:
+    """-log softmax(logits)[label]: a binary selector that names the better of two answers, shape [n] from [n, 2] and [n].
+
+    The loss of the first phase of FedBis (Wu et al. 2025, "Towards Federated RLHF with Aggregated Client Preference for
+    LLMs"): cross-entropy over the two tokens that name the answers.
+    """
+    return functional.cross_entropy(choice_logits, label, reduction="none")

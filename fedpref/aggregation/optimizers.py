@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedpref.config import RewardConfig
+from fedpref.aggregation.yogi import Yogi
+from fedpref.config_blocks import ServerOptimizerConfig
 from privacy.errors import ParameterError
 
 Vector = npt.NDArray[np.float64]
@@ -26,7 +27,9 @@ class ServerOptimizer:
     | NaN or inf in a pseudo-gradient | refused: no honest release has them, and they would stay for ever |
     """
 
-    def __init__(self, config: RewardConfig, dimension: int, num_rounds: int, initial: Vector | None = None) -> None:
+    def __init__(
+        self, config: ServerOptimizerConfig, dimension: int, num_rounds: int, initial: Vector | None = None
+    ) -> None:
         """Start at ``initial``, flat fp64 [dimension] and public; None: at zero."""
         start = torch.zeros(dimension, dtype=torch.float64)
         self._parameter = torch.nn.Parameter(start if initial is None else start + torch.from_numpy(initial))
@@ -86,10 +89,13 @@ class ServerOptimizer:
         self._optimizer.state[self._parameter] = moments
 
 
-def _torch_optimizer(config: RewardConfig, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+def _torch_optimizer(config: ServerOptimizerConfig, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
     if config.optim == "sgd":
         return torch.optim.SGD([parameter], lr=config.learning_rate, momentum=config.momentum or 0.0)
     if config.optim == "adam":
         betas = (config.adam_beta1 or 0.0, config.adam_beta2 or 0.0)  # the schema has filled them in
         return torch.optim.Adam([parameter], lr=config.learning_rate, betas=betas)
+    if config.optim == "yogi":
+        betas = (config.adam_beta1 or 0.0, config.adam_beta2 or 0.0)
+        return Yogi([parameter], lr=config.learning_rate, betas=betas)
     return torch.optim.Adagrad([parameter], lr=config.learning_rate)

@@ -119,6 +119,8 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
         yield from _evaluation(the_plan.evaluation)
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
+    if the_plan.recipe.training is not None:
+        yield adapter_line(the_plan)
     if the_plan.recipe.policy is not None:
         policy = the_plan.recipe.policy
         yield (
@@ -129,7 +131,7 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
         "memory unknown (the model is not here)" if the_plan.memory_gb is None else f"about {the_plan.memory_gb:g} GB"
     )
     yield (
-        f"  {the_plan.bytes_per_client:,} bytes per client, about {max(the_plan.minutes, 1):.0f} minutes on 2 cores, {memory}"
+        f"  {_bytes(the_plan.bytes_per_client)} per client, about {max(the_plan.minutes, 1):.0f} minutes on 2 cores, {memory}"
     )
 
 
@@ -166,6 +168,23 @@ def _evaluation(evaluation: EvaluationPlan) -> Iterator[str]:
         f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people{per_client}"
     )
     yield f"    epsilon of an evaluation user, in books of their own (delta {evaluation.delta:g}), against: {against}"
+
+
+def adapter_line(the_plan: Plan) -> str:
+    """What is trained on the clients."""
+    from fedpref.adapter_size import trainable_dimension
+
+    training, size = the_plan.recipe.adapter, trainable_dimension(the_plan.recipe)
+    numbers = "an unknown number of values" if size is None else f"{size:,} values"
+    own = "local training, one update clipped once" if training.local else "one gradient at the broadcast parameters"
+    return (
+        f"  clients train {training.adapter} by {training.objective} ({training.loss_type}): {numbers}; "
+        f"per {the_plan.recipe.privacy.unit.value} {own}"
+    )
+
+
+def _bytes(number: int | None) -> str:
+    return "an unknown number of bytes" if number is None else f"{number:,} bytes"
 
 
 def _cell(row: AdversaryRow, value: float) -> str:

@@ -35,24 +35,39 @@ def run(
         typer.echo(f"interrupted; go on with: fedpref run {loaded.output_dir}/recipe.yaml --resume", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"\n{finished.report().summary}\n")
+    for line in adapter_section(finished.evaluation):
+        typer.echo(line)
     for name, block in finished.evaluation.items():
+        if "measures" in block or "records" in block:
+            continue
         typer.echo(evaluation_line(name, block))
         if block.get("worst_topic"):
             typer.echo(f"  worst topic: {worst_topic(block)}")
     for line in policy_section(finished.policy_evaluation, finished.samples):
         typer.echo(line)
     folder = finished.path
+    adapter = finished.recipe.training is not None
     policy = "  release/policy        the adapter of the language model and its card\n" if finished.samples else ""
+    own = "  release/              the adapter, for PeftModel.from_pretrained, and its card\n"
+    head = f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n"
     typer.echo(
         f"\nResults are in {folder}:\n"
-        f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n{policy}"
+        f"{own if adapter else head + policy}"
         f"  report.txt            who is protected, against whom, by how much\n"
         f"  ledger.jsonl          the books; metrics.jsonl the released figures of every round\n"
         f"Next:\n"
         f"  fedpref report {folder}\n"
-        f"  fedpref verify {folder}\n"
-        f"  fedpref eval {folder} --data YOUR_PAIRS.jsonl"
+        f"  fedpref verify {folder}" + ("" if adapter else f"\n  fedpref eval {folder} --data YOUR_PAIRS.jsonl")
     )
+
+
+def adapter_section(evaluation: dict[str, Any]) -> Iterator[str]:
+    """An adapter that clients trained, before and after, on evaluation users' records."""
+    from fedpref.release import adapter_lines
+
+    for name, block in evaluation.items():
+        if "records" in block:
+            yield from adapter_lines(name, block)
 
 
 def policy_section(evaluation: dict[str, Any], samples: list[dict[str, str]]) -> Iterator[str]:

@@ -12,72 +12,35 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from fedpref.channel.base import RoundRequest
-from fedpref.client.guard import Guard
-from fedpref.client.node import Node
-from fedpref.client.work import NodeData
+from fedpref.client.contribution import RoundClipping
 from fedpref.federated_evaluation import evaluation_bound
-from fedpref.journal import SealedJournal
-from fedpref.manifest import Manifest
 from privacy.clipping import ClippedSum, clip_and_sum
-from privacy.errors import CodedError
-from privacy.ledger import Ledger
-from privacy.mechanism import GaussianMechanism
-from privacy.rng import RandomSource
-from privacy.terms import Offer
+from privacy.sampling import Mask, Units
 
 Vector = npt.NDArray[np.float64]
 Sums = Callable[[Collection[int]], list[ClippedSum]]
 
 
-class EvaluationNode(Node):
-    """A node in the one round of federated evaluation: terms, books, journal and seals are those of every round.
+class EvaluationWork:
+    """``ClientWork`` of the one round of federated evaluation; terms, books, journal and seals are those of every round.
 
-    What it sums is not a gradient but ``evaluation_sums`` of the clients that agree, scored by the released model.
+    What is summed is not a gradient but ``evaluation_sums`` of the clients that agree, scored by the released model.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        num_clients: int,
-        manifest: Manifest,
-        mechanism: GaussianMechanism,
-        ledger: Ledger,
-        journal: SealedJournal,
-        rng: RandomSource,
-        offer: Offer,
-        guards: Mapping[int, Guard],
-        sums: Sums,
-    ) -> None:
+    def __init__(self, num_clients: int, sums: Sums) -> None:
         """``sums(refusing clients)`` is called once, after terms and books, and is the first to touch a vote."""
-        super().__init__(
-            name=name,
-            num_clients=num_clients,
-            data=_no_training_data(),
-            manifest=manifest,
-            mechanism=mechanism,
-            ledger=ledger,
-            journal=journal,
-            rng=rng,
-            offer=offer,
-            guards=guards,
-        )
-        self._sums = sums
+        self._num_clients, self._sums = num_clients, sums
 
-    def _clipped_sums(
-        self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
-    ) -> list[ClippedSum]:
-        """No coins: every evaluation user of a willing client takes part."""
-        del request, mechanism
-        return self._sums(refusals.keys())
+    @property
+    def units(self) -> Units:
+        """One per client: no coin is tossed, and nothing about evaluation users is looked at before the books."""
+        return Units(np.arange(self._num_clients), np.zeros(self._num_clients))
 
-
-def _no_training_data() -> NodeData:
-    nothing, nobody = torch.zeros(0, 1), np.zeros(0, dtype=np.int64)
-    return NodeData(nothing, nothing, torch.zeros(0), np.zeros(1, dtype=np.int64), nobody, np.zeros(0))
+    def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> list[ClippedSum]:
+        """Every evaluation user of a willing client takes part, bounded by ``evaluation_bound``."""
+        del parameters, clipping
+        return self._sums(np.flatnonzero(~selected).tolist())
 
 
 def evaluation_sums(

@@ -19,14 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpref.client.work import NodeData
-from privacy.gradients import per_unit_gradients
+from fedpref.client.contribution import Rows, RowWork
 from privacy.ledger import Reservation
 from privacy.local_sgd import LocalDpSgd
 from privacy.rng import RandomSource
 from privacy.sampling import Mask, Units
 from privacy.sealed import LocallyPrivate
-from reward.head import RewardHead, set_weight
+from reward.head import RewardHead
 from reward.pairs import FeaturePairs
 
 Objective = Callable[[RewardHead, FeaturePairs], Tensor]
@@ -42,7 +41,7 @@ class LocalTraining:
     def updates(
         self, head: RewardHead, objective: Objective, batch: FeaturePairs, num_clients: int
     ) -> npt.NDArray[np.float32]:
-        """One row per drawn client, shape [num_clients, d]: the broadcast weight minus the trained one.
+        """One row per drawn client, shape [num_clients, d]: the broadcast parameters minus the trained ones.
 
         Args:
             head: at the broadcast parameters; it is again when this returns.
@@ -55,21 +54,25 @@ class LocalTraining:
         | without a record | zeros |
         | whose steps diverge | NaN or inf; clipping drops it |
         """
-        weight = head.score.weight
-        start = weight.detach().clone()
-        rows = np.zeros((num_clients, start.numel()), dtype=np.float32)
+        parameters = list(head.parameters())
+        start = [parameter.detach().clone() for parameter in parameters]
+        rows = np.zeros((num_clients, sum(part.numel() for part in start)), dtype=np.float32)
         for client in range(num_clients):
             own = _records(batch, batch.row_unit == client)
             if len(own.weight):
                 self._train(head, objective, own)
-            rows[client] = (start - weight.detach()).reshape(-1).numpy()
-            weight.data.copy_(start)
+            trained = zip(start, parameters, strict=True)
+            rows[client] = torch.cat([(first - last.detach()).reshape(-1) for first, last in trained]).numpy()
+            for first, parameter in zip(start, parameters, strict=True):
+                parameter.data.copy_(first)
         return rows
 
     def _train(self, head: RewardHead, objective: Objective, own: FeaturePairs) -> None:
+        parameters = list(head.parameters())
         for _ in range(self.max_steps):
-            (gradient,) = torch.autograd.grad(objective(head, own).mean(), head.score.weight)
-            head.score.weight.data.sub_(gradient, alpha=self.learning_rate)
+            gradients = torch.autograd.grad(objective(head, own).mean(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.data.sub_(gradient, alpha=self.learning_rate)
 
 
 def _records(batch: FeaturePairs, rows: Tensor) -> FeaturePairs:
@@ -78,7 +81,7 @@ def _records(batch: FeaturePairs, rows: Tensor) -> FeaturePairs:
 
 def private_steps(
     mechanism: LocalDpSgd,
-    work: tuple[RewardHead, Objective, NodeData],
+    work: RowWork,
     start: npt.NDArray[np.float64],
     reservation: Reservation,
     *,
@@ -86,16 +89,13 @@ def private_steps(
     rng: RandomSource,
 ) -> LocallyPrivate:
     """One client's local DP-SGD from ``start``, on its own units alone, sealed."""
-    head, objective, data = work
-    own = np.flatnonzero(data.client == client)
+    of_node = work.units
+    own = np.flatnonzero(of_node.client == client)
 
-    def gradients(parameters: npt.NDArray[np.float64], drawn: Mask) -> npt.NDArray[np.floating]:
-        selected = np.zeros(data.num_units, dtype=np.bool_)
+    def gradients(parameters: npt.NDArray[np.float64], drawn: Mask) -> Rows:
+        selected = np.zeros(len(of_node.client), dtype=np.bool_)
         selected[own[drawn]] = True
-        set_weight(head, parameters)
-        trainable = dict(head.named_parameters())
-        rows = per_unit_gradients(head, objective, data.batch(selected), int(drawn.sum()), trainable)
-        return torch.Tensor.numpy(rows)
+        return work.rows(parameters, selected)
 
-    units = Units(data.client[own], data.place[own])
+    units = Units(of_node.client[own], of_node.place[own])
     return mechanism.train(start, gradients, units, reservation, client=client, rng=rng)

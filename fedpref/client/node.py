@@ -7,36 +7,29 @@ sends the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from fedpref.channel.base import Failure, RoundRequest
+from fedpref.client.contribution import ClientWork, RoundClipping, RowWork
 from fedpref.client.guard import Guard, failure
-from fedpref.client.local_training import LocalTraining, private_steps
-from fedpref.client.work import NodeData
+from fedpref.client.local_training import private_steps
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
 from fedpref.manifest import Manifest
 from privacy.adaptive import QuantileClipping
-from privacy.clipping import ClippedSum, clip_and_sum
-from privacy.errors import CodedError, TermsRefusal
-from privacy.gradients import per_unit_gradients
+from privacy.clipping import ClippedSum
+from privacy.errors import CodedError, MechanismMisuseError, TermsRefusal
 from privacy.ledger import Ledger, Reservation
 from privacy.local_sgd import LocalDpSgd
 from privacy.mechanism import GaussianMechanism, Mechanism
 from privacy.rng import RandomSource
+from privacy.sampling import Mask
 from privacy.terms import Offer
 from privacy.units import Trust
-from reward.head import RewardHead, bradley_terry_objective, set_weight
-from reward.pairs import FeaturePairs
-
-Objective = Callable[[RewardHead, FeaturePairs], Tensor]
 
 
 class Journal(Protocol):
@@ -54,30 +47,26 @@ class Node:
         *,
         name: str,
         num_clients: int,
-        data: NodeData,
+        work: ClientWork,
         manifest: Manifest,
         mechanism: Mechanism,
         ledger: Ledger,
         journal: Journal,
         rng: RandomSource,
         clipping: QuantileClipping | None = None,
-        objective: Objective = bradley_terry_objective,
-        local: LocalTraining | None = None,
         offer: Offer | None = None,
         guards: Mapping[int, Guard] | None = None,
     ) -> None:
-        """``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
+        """``work`` computes what the clients contribute, from their data.
+
+        ``guards`` hold the terms of the clients that have any; ``offer`` is what they are asked about every round.
 
         ``clipping``: adaptive, with the norm of the request; None: fixed, at the mechanism's bound.
-        ``local``: steps of a client whose update is clipped as a whole (unit `client`); None: one gradient per unit.
         """
-        self._name, self._num_clients, self._data = name, num_clients, data
+        self._name, self._num_clients, self._work = name, num_clients, work
         self._manifest, self._mechanism = manifest, mechanism
         self._ledger, self._journal, self._rng = ledger, journal, rng
-        self._clipping, self._objective, self._local = clipping, objective, local
-        self._offer, self._guards = offer, dict(guards or {})
-        self._head = RewardHead.of(manifest.tensors)
-        self._trainable: Mapping[str, nn.Parameter] = dict(self._head.named_parameters())
+        self._clipping, self._offer, self._guards = clipping, offer, dict(guards or {})
 
     def contribute(self, request: RoundRequest) -> list[bytes | Failure]:
         """One sealed contribution per client, all of the same size; a client whose terms refuse sends a coded failure.
@@ -105,7 +94,8 @@ class Node:
         if isinstance(mechanism, LocalDpSgd):
             messages = self._private_steps(request, mechanism, reservation, refusals)
         else:
-            sums = self._clipped_sums(request, mechanism, refusals)
+            selected = self._selected(request.round, refusals.keys())
+            sums = self._work.clipped_sums(request.parameters, selected, self._clipping_of(request))
             messages = [
                 b"" if i in refusals else self._seal(i, total, reservation, mechanism) for i, total in enumerate(sums)
             ]
@@ -174,31 +164,15 @@ class Node:
             return self._mechanism.max_grad_norm
         return self._clipping.joint_bound(request.clipping_norm)
 
-    def _clipped_sums(
-        self, request: RoundRequest, mechanism: GaussianMechanism, refusals: Mapping[int, CodedError]
-    ) -> list[ClippedSum]:
-        """Per client: the clipped gradients of the units whose coins said so, summed. The realised sample stays here."""
-        rows, owner = self._contributions(request, refusals.keys())
-        return clip_and_sum(rows, owner, self._num_clients, mechanism.max_grad_norm)
+    def _selected(self, round_number: int, left_out: Collection[int]) -> Mask:
+        """The units that take part; the coins are tossed here and stay here, as does the realised sample."""
+        coins = self._rng.stream("coins", round=round_number, node=self._name)
+        selected = self._mechanism.sampling.select(coins, self._work.units, round_number)
+        selected &= ~np.isin(self._work.units.client, list(left_out))
+        return selected
 
-    def _contributions(
-        self, request: RoundRequest, left_out: Collection[int]
-    ) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int64]]:
-        """One row per sampled unit, not yet clipped, and its client; the coins are tossed here and stay here."""
-        coins = self._rng.stream("coins", round=request.round, node=self._name)
-        selected = self._mechanism.sampling.select(coins, self._data.units, request.round)
-        selected &= ~np.isin(self._data.client, list(left_out))
-        set_weight(self._head, request.parameters)
-        batch = self._data.batch(selected)
-        num_selected = int(selected.sum())
-        if self._local is not None:
-            rows: npt.NDArray[np.floating] = self._local.updates(self._head, self._objective, batch, num_selected)
-        else:
-            gradients = per_unit_gradients(self._head, self._objective, batch, num_selected, self._trainable)
-            rows = torch.Tensor.numpy(gradients)
-        if self._clipping is not None and request.clipping_norm is not None:
-            rows = self._clipping.with_bits(rows, request.clipping_norm)
-        return rows, self._data.client[selected]
+    def _clipping_of(self, request: RoundRequest) -> RoundClipping:
+        return RoundClipping(self._bound_of(request), self._clipping, request.clipping_norm)
 
     def _private_steps(
         self,
@@ -207,7 +181,7 @@ class Node:
         reservation: Reservation,
         refusals: Mapping[int, CodedError],
     ) -> list[bytes]:
-        work = self._head, self._objective, self._data
+        work = rows_of(self._work)
         return [
             b""
             if i in refusals
@@ -219,3 +193,18 @@ class Node:
         if mechanism.trust is Trust.CENTRAL:
             return mechanism.entrust(total, reservation, client).to_bytes()
         return mechanism.release_locally(total, reservation, client, self._rng).to_bytes()
+
+
+def rows_of(work: ClientWork) -> RowWork:
+    """The same work, for who needs single rows.
+
+    Raises:
+        MechanismMisuseError: it gives clipped sums alone; `plan` refuses such recipes.
+    """
+    if not isinstance(work, RowWork):
+        raise MechanismMisuseError(
+            f"{type(work).__name__} gives no single rows.",
+            "Secure aggregation and local DP-SGD clip and noise them by themselves.",
+            "Use trust `central`, or `local` without local steps.",
+        )
+    return work

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.client.guard import failure
 from fedpref.client.members import Kept, MemberJournal
-from fedpref.client.node import Node
+from fedpref.client.node import Node, rows_of
 from privacy.distributed import DistributedMechanism
 from privacy.errors import CodedError, TermsRefusal
 from privacy.ledger import Reservation
@@ -63,9 +63,11 @@ class SecureNode(Node):
 
         Raises:
             RunFolderError, LedgerError: what the clients kept cannot be used; see ``MemberJournal.load``.
+            MechanismMisuseError: the clients' work gives no single rows.
         """
         super().__init__(mechanism=mechanism, journal=members, **common)
         self._distributed, self._members, self._identities = mechanism, members, identities
+        self._rows = rows_of(self._work)
         self._max_participations = max_participations
         self._kept: Kept = members.load(self._ledger.holds)
         self._machines: dict[int, SecAggClient] = {}
@@ -174,7 +176,9 @@ class SecureNode(Node):
             raise refusals[min(clients)]
         others = set(range(self._num_clients)) - set(clients)
         reservation = self._reserve(request.round, {**refusals, **dict.fromkeys(others, _not_asked())})
-        rows, owner = self._contributions(request, refusals.keys() | others)
+        selected = self._selected(request.round, refusals.keys() | others)
+        rows = self._clipping_of(request).with_bits(self._rows.rows(request.parameters, selected))
+        owner = self._work.units.client[selected]
         order = np.argsort(owner, kind="stable")
         edges = np.searchsorted(owner[order], np.arange(self._num_clients + 1))
         own = {client: rows[order[edges[client] : edges[client + 1]]] for client in clients}

@@ -136,7 +136,7 @@ def prepare_node(
         max_pairs_per_user: a user's first pairs in a hash order of their texts; the rest is not used. Looks at that
             user's own records only.
     """
-    parts = [_client_rows(i, data, unit, max_pairs_per_user) for i, data in enumerate(clients.values())]
+    parts = [client_rows(i, data, unit, max_pairs_per_user) for i, data in enumerate(clients.values())]
     if unit is PrivacyUnit.CLIENT:
         parts = [_as_one(rows, name) for rows, name in zip(parts, clients, strict=True)]
     table, offsets = _feature_table(clients, features)
@@ -154,7 +154,9 @@ def prepare_node(
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
+    """The bounded records of one client, sorted by unit: ``chosen`` and ``rejected`` [n], ``counts`` and ``place`` [units]."""
+
     client: int
     chosen: npt.NDArray[np.int64]
     rejected: npt.NDArray[np.int64]
@@ -162,25 +164,26 @@ class _Rows:
     place: npt.NDArray[np.float64]
 
 
-def _client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) -> _Rows:
+def client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) -> Rows:
+    """A user's first ``limit`` records in a hash order of their texts, users in order; or every record by itself."""
     names = [f"{data.user[i]}:{pair_name(data, i)}" for i in range(len(data))]
     order = np.array([hash_fraction(f"order:{name}") for name in names])
     if unit is PrivacyUnit.EXAMPLE:
         keep = np.argsort(order, kind="stable")
-        place = _places([names[i] for i in keep])
-        return _Rows(client, data.chosen[keep], data.rejected[keep], np.ones(len(keep), dtype=np.int64), place)
+        place = places([names[i] for i in keep])
+        return Rows(client, data.chosen[keep], data.rejected[keep], np.ones(len(keep), dtype=np.int64), place)
     users, owner = np.unique(data.user, return_inverse=True)
     by_user = np.lexsort((order, owner))
     counts = np.bincount(owner) if len(owner) else np.zeros(0, dtype=np.int64)
     rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     keep = by_user[rank < limit]
-    place = _places([str(user) for user in users])
-    return _Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit), place)
+    place = places([str(user) for user in users])
+    return Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit), place)
 
 
-def _as_one(rows: _Rows, client: str) -> _Rows:
+def _as_one(rows: Rows, client: str) -> Rows:
     """All records of a client as one unit."""
-    return replace(rows, counts=np.array([rows.counts.sum()], dtype=np.int64), place=_places([client]))
+    return replace(rows, counts=np.array([rows.counts.sum()], dtype=np.int64), place=places([client]))
 
 
 def _weights(counts: npt.NDArray[np.int64], unit: PrivacyUnit) -> npt.NDArray[np.float32]:
@@ -188,7 +191,8 @@ def _weights(counts: npt.NDArray[np.int64], unit: PrivacyUnit) -> npt.NDArray[np
     return np.repeat(each, counts).astype(np.float32)
 
 
-def _places(names: Sequence[str]) -> npt.NDArray[np.float64]:
+def places(names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """A hash of each name in [0, 1)."""
     return np.array([hash_fraction(f"place:{name}") for name in names], dtype=np.float64)
 
 

@@ -41,7 +41,7 @@ def spec_digests(recipe: Recipe, *more: str) -> dict[str, dict[str, Any]]:
         more: further names, e.g. of the policy loop's prompts.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys((*recipe.datasets, recipe.reward.public_data, *more)):
+    for name in dict.fromkeys((*recipe.datasets, *recipe.public_text, *more)):
         spec = find_dataset(name)
         found[name] = {"description": spec.digest, "public": spec.public, "license": spec.license}
         if spec.public:

@@ -160,7 +160,7 @@ def _no_file_twice(specs: list[DatasetSpec], recipe: Recipe) -> None:
             "Name each data file once under `datasets`.",
         )
     policy = recipe.policy
-    public = [recipe.reward.public_data, *((*policy.prompts, *(policy.test_prompts or ())) if policy else ())]
+    public = [*recipe.public_text, *((*policy.prompts, *(policy.test_prompts or ())) if policy else ())]
     declared = {digest for name in public for digest, _ in _contents(find_dataset(name))}
     both = sorted(name for digest, name in files if digest in declared)
     if both:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedpref.config import Block
+from fedpref.config_blocks import Block
 from fedpref.errors import DatasetError
 
 EMBEDDED, HUB, PLUGIN, GIVEN = "embedded/", "hub/", "plugin/", "given"

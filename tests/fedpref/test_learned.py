@@ -79,10 +79,11 @@ def test_the_optimiser_starts_where_the_seed_says(tmp_path: Path) -> None:
     assert np.array_equal(initial, reward_layout(recipe.reward).initial(5))  # a copy
 
 
-@pytest.mark.parametrize("unit", ["user", "example"])
+@pytest.mark.parametrize("unit", ["user", "example", "client"])
 def test_training_moves_every_part_and_resumes_to_the_same_bits(tmp_path: Path, unit: str) -> None:
     (tmp_path / "a").mkdir()
-    changes: dict[str, Any] = {**MLP, "privacy__rng": "seeded", "privacy__unit": unit}
+    local: dict[str, Any] = {"reward__local": {"max_steps": 3}, "privacy__sample_rate": 0.7} if unit == "client" else {}
+    changes: dict[str, Any] = {**MLP, **local, "privacy__rng": "seeded", "privacy__unit": unit}
     recipe = make_recipe(tmp_path / "a", **changes, output_dir=str(tmp_path / "one"))
     trained = train(recipe)
     layout = reward_layout(recipe.reward)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedpref.channel.base import RoundRequest
+from fedpref.client.head import HeadWork
 from fedpref.client.local_training import LocalTraining
 from fedpref.client.node import Node
 from fedpref.client.work import NodeData, prepare_node
@@ -30,6 +31,8 @@ from privacy.rng import SeededNonPrivateRandom
 from privacy.sampling import PoissonSampling
 from privacy.sealed import Entrusted, LocallyPrivate, sealed_from_bytes
 from privacy.units import Adversary, PrivacyUnit, Trust
+from reward.head import RewardHead, bradley_terry_objective, set_weight
+from reward.layout import HeadLayout
 from tests.fedpref.test_node import three_clients
 from tests.privacy.oracles import discrete
 from tests.tiny import fake_features, make_recipe, preferences, train
@@ -47,16 +50,16 @@ def ask(
     data = prepare_node(clients, fake_features(D), unit, 3)
     header = LedgerHeader("node:t", "t", unit, mechanism.trust, None, 1e-5, False, {})
     ledger = Ledger(folder / "node.jsonl", header)
+    local = LocalTraining(STEPS, RATE) if unit is PrivacyUnit.CLIENT else None
     node = Node(
         name="t",
         num_clients=len(clients),
-        data=data,
+        work=HeadWork(data, len(clients), MANIFEST.tensors, local=local),
         manifest=MANIFEST,
         mechanism=mechanism,
         ledger=ledger,
         journal=SealedJournal(folder / "sealed.bin", "plan"),
         rng=SeededNonPrivateRandom(7),
-        local=LocalTraining(STEPS, RATE) if unit is PrivacyUnit.CLIENT else None,
     )
     replies = node.contribute(RoundRequest(1, MANIFEST.digest, START))
     ledger.close()
@@ -110,8 +113,6 @@ def test_zeroing_out_a_client_moves_its_own_message_alone_and_by_at_most_the_bou
 
 def test_a_client_whose_steps_diverge_contributes_nothing(tmp_path: Path) -> None:
     head_rows = LocalTraining(3, 1e30)
-    from reward.head import RewardHead, bradley_terry_objective, set_weight
-
     head = RewardHead(D)
     set_weight(head, START)
     data = prepare_node(three_clients(), fake_features(D), PrivacyUnit.CLIENT, 3)
@@ -222,3 +223,25 @@ def test_what_no_clipped_update_covers_is_no_recipe(tmp_path: Path, changes: dic
     with pytest.raises(RecipeError) as refusal:
         make_recipe(tmp_path, **changes)
     assert refusal.value.code == "FP101"
+
+
+def test_local_steps_train_every_part_of_a_head_as_torch_sgd_does() -> None:
+    layout = HeadLayout(D, hidden_dim=3)
+    start = np.random.default_rng(4).normal(size=layout.size)
+    data = prepare_node(three_clients(), fake_features(D), PrivacyUnit.CLIENT, 3)
+    work = HeadWork(data, 3, layout.shapes, local=LocalTraining(STEPS, RATE))
+    selected = np.array([True, False, True])
+    rows = work.rows(start, selected)
+    assert (work.rows(start, selected) == rows).all()  # nothing of a client outlives its steps
+    for row, client in zip(rows, (0, 2), strict=True):
+        head, own = RewardHead.of(layout.shapes), slice(int(data.start[client]), int(data.start[client + 1]))
+        set_weight(head, start)
+        optimizer = torch.optim.SGD(head.parameters(), lr=RATE)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            margin = head(data.chosen[own]) - head(data.rejected[own])
+            torch.nn.functional.softplus(-margin).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        trained = torch.cat([p.detach().reshape(-1) for p in head.parameters()]).numpy()
+        np.testing.assert_allclose(row, start - trained, atol=2e-6)
+        assert (row != 0).all()

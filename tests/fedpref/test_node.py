@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedpref.channel.base import RoundRequest
+from fedpref.client.head import HeadWork
 from fedpref.client.node import Node
 from fedpref.client.work import prepare_node
 from fedpref.data.preferences import Preferences
@@ -60,7 +61,7 @@ class Bench:
         self.node = Node(
             name="t",
             num_clients=len(self.clients),
-            data=self.data,
+            work=HeadWork(self.data, len(self.clients), MANIFEST.tensors),
             manifest=MANIFEST,
             mechanism=self.mechanism,
             ledger=self.ledger,

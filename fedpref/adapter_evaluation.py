@@ -1,0 +1,157 @@
+"""The adapter on evaluation users' records, before and after training, on the measure of its own objective (rule 18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime
+from fedpref.client.records import NodeRecords
+from fedpref.client.work import pair_name
+from fedpref.config import Recipe
+from fedpref.data.preferences import Preferences
+from fedpref.data.split import Split, hash_fraction
+from fedpref.evaluation import interval
+from policy.batches import CompletionBatch
+from policy.logprobs import answer_logps
+from reward.batches import PairBatch
+from reward.evaluate import pair_correct
+from reward.model import answer_scores
+
+Figures = npt.NDArray[np.float64]
+Measure = Callable[[Runtime, NodeRecords], dict[str, Figures]]
+HIGHER, LOWER = "higher is better", "lower is better"
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What is measured on, by the name of its group; nothing of it ever reaches a client's training."""
+
+    runtime: Runtime
+    groups: dict[str, Preferences]
+    measure: Measure
+
+    def figures(self) -> dict[str, dict[str, Figures]]:
+        """Group -> measure -> one figure per record, at the parameters that are loaded."""
+        return {name: self.measure(self.runtime, as_records(data)) for name, data in self.groups.items() if len(data)}
+
+
+def make_evaluation(runtime: Runtime, recipe: Recipe, split: Split, measure: Measure | None = None) -> EvaluationTask:
+    """The first ``max_eval_records`` records of every group of evaluation users, in a hash order of user and text."""
+    most = recipe.adapter.max_eval_records
+    groups = {"seen topics": split.seen, "unseen topics": split.unseen}
+    chosen = {name: _first(data, most) for name, data in groups.items()}
+    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective])
+
+
+def _first(data: Preferences, most: int) -> Preferences:
+    order = [hash_fraction(f"evaluate:{data.user[i]}:{pair_name(data, i)}") for i in range(len(data))]
+    return data.select(np.argsort(order, kind="stable")[:most])
+
+
+def as_records(data: Preferences) -> NodeRecords:
+    """Every record by itself, in order."""
+    n = len(data)
+    return NodeRecords(
+        data.texts,
+        data.chosen,
+        data.rejected,
+        np.ones(n, dtype=np.float32),
+        np.arange(n + 1),
+        np.zeros(n, dtype=np.int64),
+        np.zeros(n),
+    )
+
+
+def compare(
+    task: EvaluationTask,
+    before: dict[str, dict[str, Figures]],
+    after: dict[str, dict[str, Figures]],
+    *,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Means before and after, and their difference with a 95 % bootstrap interval over whole users.
+
+    | group | result |
+    |---|---|
+    | no records | ``{"records": 0}`` |
+    | one user | no interval (``null``) |
+    """
+    result: dict[str, Any] = {name: {"records": 0} for name, data in task.groups.items() if not len(data)}
+    for name, figures in after.items():
+        users = task.groups[name].user
+        measures = {}
+        for key, then in figures.items():
+            gain = then - before[name][key]
+            measures[key] = {
+                "before": float(before[name][key].mean()),
+                "after": float(then.mean()),
+                "difference": float(gain.mean()),
+                "interval": interval(gain, users, samples, seed),
+                "better": HIGHER if key.endswith(("accuracy", "reward", "margin")) else LOWER,
+            }
+        result[name] = {"records": len(users), "users": len(np.unique(users)), "measures": measures}
+    return result
+
+
+@torch.no_grad()
+def _by_record(runtime: Runtime, material: Material, number: int, of: Callable[[Any], Tensor]) -> Figures:
+    """``of`` every record's batch, in the records' order, fp64 [n, ...]."""
+    every, parts = np.arange(number), [np.zeros((0, 2))]
+    order = [np.zeros(0, dtype=np.int64)]
+    for places in runtime.by_tokens(material.sizes(every)):
+        batch = material.batch(every[places], torch.zeros(len(places), dtype=torch.int64), torch.ones(len(places)))
+        found = of(batch).double().cpu().numpy()
+        parts.append(found if found.ndim > 1 else np.stack([found, found], axis=1))
+        order.append(places)
+    return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(order))])
+
+
+def implicit_rewards(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+    """DPO and KTO: is log pi/pi_ref of the better answer above that of the worse one (1, a tie 1/2), and by how much.
+
+    Policy and reference are computed on the same rows, so that equal models give exact ties.
+    """
+
+    def ratios(batch: PairBatch) -> Tensor:
+        policy = answer_logps(runtime.part.model, batch.rows)
+        with runtime.part.as_base() as reference:
+            return policy - answer_logps(reference, batch.rows)
+
+    both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
+    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
+
+
+def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+    """A reward model: is the better answer's score above the worse one's; a tie is 1/2."""
+
+    def of(batch: PairBatch) -> Tensor:
+        return answer_scores(runtime.part.model, batch.rows)
+
+    both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), of)
+    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
+
+
+def token_loss(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+    """SFT: -log p of the better answer, nats per token of it."""
+
+    def of(batch: CompletionBatch) -> Tensor:
+        return -answer_logps(runtime.part.model, batch.rows)[:, 0] / batch.rows.answer_lengths[:, 0].clamp_min(1)
+
+    material = CompletionMaterial(runtime, records, reference=False)
+    return {"loss per token": _by_record(runtime, material, len(records.first), of)[:, 0]}
+
+
+MEASURES: dict[str, Measure] = {
+    "dpo": implicit_rewards,
+    "kto": implicit_rewards,
+    "bradley_terry": scores,
+    "sft": token_loss,
+}

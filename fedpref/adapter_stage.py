@@ -1,0 +1,117 @@
+"""A run that trains an adapter on the clients: one model, the rounds, the figures before and after, the release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fedpref.adapter_evaluation import compare, make_evaluation
+from fedpref.client.adapter import GradientWork, LocalWork
+from fedpref.client.contribution import ClientWork
+from fedpref.client.material import MATERIALS, Runtime
+from fedpref.client.records import prepare_records
+from fedpref.config import Recipe
+from fedpref.config_training import TrainingConfig
+from fedpref.data.loading import FederatedData
+from fedpref.data.preferences import Preferences
+from fedpref.data.spec import find_dataset
+from fedpref.display import Display
+from fedpref.errors import UnsupportedPlanError
+from fedpref.folder import RunFolder
+from fedpref.journal import make_folder, write_durably
+from fedpref.manifest import Manifest
+from fedpref.plan import Plan
+from fedpref.release import write_adapter_card
+from fedpref.tracking import open_trackers
+from fedpref.training import RunInput, Trainee, train
+from policy.objectives import DpoObjective
+from policy.settings import LoraSettings
+from policy.trainable import attach
+from privacy.report import build_report, render_text
+from reward.backbone import load_backbone
+from reward.model import load_score_backbone
+from reward.objectives import BradleyTerryObjective
+
+
+def run_adapter_stage(plan: Plan, folder: RunFolder, data: FederatedData, show: Display) -> None:
+    """Train, evaluate, release; writes ``release/policy`` or ``release/reward``, ``evaluation.json`` and the report."""
+    recipe = plan.recipe
+    runtime = make_runtime(recipe, show.say)
+    task = make_evaluation(runtime, recipe, data.split)
+    before = task.figures()
+    trainee = make_trainee(recipe, runtime, len(data.clients))
+    with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
+        vector = train(RunInput(plan, data), trainee, folder, [*trackers, show], show.say)
+    runtime.part.load(torch.from_numpy(vector).float())
+    after = task.figures()
+    samples = recipe.evaluation.bootstrap_samples
+    evaluation = compare(task, before, after, samples=samples, seed=recipe.seed)
+    _release(plan, folder, runtime, evaluation)
+
+
+def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Runtime:
+    """The base model with the recipe's adapter, once, on the recipe's device.
+
+    Raises:
+        UnsupportedPlanError: `device: cuda` without a GPU.
+        ModelNotFoundError, AdapterError: see there.
+    """
+    training = recipe.adapter
+    score = training.objective == "bradley_terry"
+    load = load_score_backbone if score else load_backbone
+    backbone = load(recipe.model_name_or_path, dtype=recipe.dtype, say=say)
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedPlanError(
+            "training.device: cuda needs a GPU.", "There is none here.", "Set it to auto or cpu."
+        )
+    if training.device == "cpu":
+        backbone.model.to("cpu")
+    lora = LoraSettings(training.lora_r, training.lora_alpha, 0.0, training.lora_target_modules)
+    width = training.num_virtual_tokens
+    part = attach(backbone, training.adapter, lora, num_virtual_tokens=width, score=score, seed=recipe.seed)
+    if training.gradient_checkpointing:
+        part.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        part.model.train()  # transformers checkpoints in this mode alone; there is no dropout
+    return Runtime(backbone, part, recipe.max_length, training.tokens_per_batch, training.ref_model)
+
+
+def make_trainee(recipe: Recipe, runtime: Runtime, num_clients: int) -> Trainee:
+    """What the federation trains: the adapter's layout and first values, and the clients' work on it."""
+    training, p = recipe.adapter, recipe.privacy
+
+    def work(clients: Mapping[str, Preferences]) -> ClientWork:
+        records = prepare_records(clients, p.unit, p.max_pairs_per_user)
+        material, objective = MATERIALS[training.objective](runtime, records), make_objective(training)
+        if training.local is not None:
+            return LocalWork(runtime, material, objective, records, training.local)
+        return GradientWork(runtime, material, objective, records, num_clients)
+
+    return Trainee(Manifest(runtime.part.tensors), runtime.part.start.double().numpy(), work)
+
+
+def make_objective(training: TrainingConfig) -> Any:
+    """The recipe's loss per record."""
+    if training.objective == "dpo":
+        return DpoObjective(training.loss_type, training.beta or 0.1, training.label_smoothing)  # type: ignore[arg-type]
+    if training.objective == "bradley_terry":
+        return BradleyTerryObjective(label_smoothing=training.label_smoothing)
+    raise UnsupportedPlanError(
+        f"training.objective: {training.objective} cannot run yet.", "It has no batches.", "Use dpo or bradley_terry."
+    )
+
+
+def _release(plan: Plan, folder: RunFolder, runtime: Runtime, evaluation: dict[str, Any]) -> None:
+    """Adapter, card, evaluation and report."""
+    recipe, report = plan.recipe, build_report(folder.path)
+    target = folder.release / ("reward" if recipe.adapter.objective == "bradley_terry" else "policy")
+    make_folder(target)
+    for name, content in runtime.part.files().items():
+        write_durably(target / name, content)
+    specs = [find_dataset(name) for name in recipe.datasets]
+    write_adapter_card(target, plan, specs, report, evaluation)
+    write_durably(folder.path / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())
+    write_durably(folder.path / "report.json", (json.dumps(report.fields, indent=2) + "\n").encode())
+    write_durably(folder.path / "report.txt", render_text(report).encode())

@@ -1,0 +1,81 @@
+"""What a recipe with the block ``training`` may not ask for, and why (guarantees.md rules 12, 13 and 17)."""
+
+from __future__ import annotations
+
+from fedpref.config import Recipe
+from fedpref.errors import UnsupportedPlanError
+from privacy.units import PrivacyUnit, Trust
+
+
+def check_training(recipe: Recipe) -> None:
+    """Refuse combinations whose promise would not hold, before anything is calibrated.
+
+    Raises:
+        UnsupportedPlanError: with the reason and a way out.
+    """
+    if recipe.training is None:
+        return
+    _check_unit(recipe)
+    _check_aggregation(recipe)
+    _check_labels(recipe)
+    _check_trust(recipe)
+
+
+def _check_unit(recipe: Recipe) -> None:
+    training, unit = recipe.adapter, recipe.privacy.unit
+    if unit is PrivacyUnit.CLIENT and training.local is None:
+        raise UnsupportedPlanError(
+            "privacy.unit: client needs the block training.local.",
+            "One gradient per person at the broadcast parameters bounds people, not clients.",
+            "Add training.local (optim, learning_rate, num_train_epochs), or set privacy.unit: user.",
+        )
+    if unit is not PrivacyUnit.CLIENT and training.local is not None:
+        raise UnsupportedPlanError(
+            f"training.local does not go with privacy.unit: {unit.value}.",
+            "After the first local step every gradient depends on the client's other people, so that clipping each of them "
+            "bounds nobody (guarantees.md rule 17).",
+            "Remove training.local, or set privacy.unit: client.",
+        )
+
+
+def _check_aggregation(recipe: Recipe) -> None:
+    training, p = recipe.adapter, recipe.privacy
+    inexact = training.adapter == "lora" and training.local is not None
+    if training.aggregation == "stack" and not inexact:
+        raise UnsupportedPlanError(
+            "training.aggregation: stack has nothing to repair here.",
+            "The mean is exact for frozen A, cores, heads, soft prompts, and for gradients at the broadcast parameters.",
+            "Set training.aggregation: mean.",
+        )
+    if training.aggregation == "stack" and (p.trust is not Trust.CENTRAL or p.noise_multiplier != 0):
+        raise UnsupportedPlanError(
+            "training.aggregation: stack needs to see every client's update, without noise.",
+            "Products B A of single clients are no function of a sum, so neither a secure sum nor noise on a sum covers them.",
+            "Set training.adapter: lora_frozen_a or lora_core, whose means are exact; or trust: central, noise_multiplier: 0.",
+        )
+    if inexact and training.aggregation == "mean" and p.trust is Trust.DISTRIBUTED:
+        raise UnsupportedPlanError(
+            "The mean of A and B after local steps is refused under secure sums.",
+            "mean(B) mean(A) is not mean(B A): the aggregate is wrong by an error that nobody could see.",
+            "Set training.adapter: lora_frozen_a or lora_core, whose sums are exact.",
+        )
+
+
+def _check_labels(recipe: Recipe) -> None:
+    if recipe.privacy.label_epsilon is None:
+        return
+    raise UnsupportedPlanError(
+        "privacy.labels: randomized_response is not available for adapters.",
+        "Their losses would have to be debiased for the flips.",
+        "Use it with the block `reward`.",
+    )
+
+
+def _check_trust(recipe: Recipe) -> None:
+    if recipe.privacy.trust is not Trust.DISTRIBUTED:
+        return
+    raise UnsupportedPlanError(
+        "privacy.trust: distributed is not available for adapters yet.",
+        "A masked vector is made from all rows of a client at once, and the rows of an adapter do not fit into memory.",
+        "Set privacy.trust: central or local, or train a head (the block `reward`) under secure aggregation.",
+    )

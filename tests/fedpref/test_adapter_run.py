@@ -1,0 +1,149 @@
+"""Whole runs that train an adapter: planned, booked, resumed, released; and what `plan` refuses, with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedpref.adapter_size import trainable_dimension
+from fedpref.api import run
+from fedpref.errors import RecipeError, UnsupportedPlanError
+from fedpref.plan import make_plan
+from privacy.errors import CodedError
+from privacy.report import build_report
+from tests.fedpref.adapters import adapter_recipe, work_of
+from tests.tiny import preferences
+
+LOCAL = {"learning_rate": 0.01}
+BY_CLIENT = {"training__local": LOCAL, "privacy__unit": "client"}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "bradley_terry"])
+def test_a_run_books_what_was_planned_and_releases_what_peft_loads(
+    tmp_path: Path, tiny_model: Path, objective: str
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    recipe = adapter_recipe(tmp_path, tiny_model, training__objective=objective)
+    plan, finished = make_plan(recipe), run(recipe)
+    claim = build_report(finished.path).fields["claim"]
+    assert [row.epsilon_total for row in plan.rows if not row.trusted] == [
+        row["epsilon"] for row in claim if not row["trusted"]
+    ]
+    reward = objective == "bradley_terry"
+    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    options = {"num_labels": 1} if reward else {}
+    folder = finished.path / "release" / ("reward" if reward else "policy")
+    base = kind.from_pretrained(tiny_model, dtype=torch.float32, **options)
+    loaded = PeftModel.from_pretrained(base, str(folder)).state_dict()
+    trained = [value for name, value in loaded.items() if "lora_B" in name]
+    assert trained
+    assert all(bool(value.abs().sum() > 0) for value in trained)
+    for block in finished.evaluation.values():
+        assert set(block["measures"]["reward accuracy"]) >= {"before", "after", "difference", "interval"}
+    manifest = json.loads((finished.path / "release" / "manifest.json").read_text())
+    assert f"{folder.name}/adapter_model.safetensors" in manifest["files"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_adapter(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = {}
+    for name in ("whole", "broken"):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = adapter_recipe(folder, tiny_model, privacy__rng="seeded", output_dir=str(folder / "run"))
+        if name == "broken":
+            with monkeypatch.context() as patched:
+                patched.setattr("fedpref.server.Server.step", _stops_at_the_second(recipe.federation.num_rounds))
+                with pytest.raises(KeyboardInterrupt):
+                    run(recipe)
+            run(recipe, resume=True)
+        else:
+            run(recipe)
+        released[name] = (folder / "run" / "release" / "policy" / "adapter_model.safetensors").read_bytes()
+    assert released["whole"] == released["broken"]
+
+
+def _stops_at_the_second(_: int) -> Any:
+    from fedpref.server import Server
+
+    step, calls = Server.step, []
+
+    def stopping(self: Server, release: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, release)
+
+    return stopping
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"privacy__unit": "client"}, "needs the block training.local"),
+        ({"training__local": LOCAL}, "bounds nobody"),
+        ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
+        ({"training__aggregation": "stack"}, "nothing to repair"),
+        ({"privacy__trust": "distributed"}, "not available for adapters yet"),
+        (
+            {"training__aggregation": "stack", "training__adapter": "lora", **BY_CLIENT},
+            "no function of a sum",
+        ),
+        (
+            {"training__adapter": "lora", "privacy__trust": "distributed", **BY_CLIENT},
+            "mean\\(B\\) mean\\(A\\) is not",
+        ),
+        ({"privacy__labels": "randomized_response", "privacy__label_epsilon": 1.0}, "debiased"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_cannot_hold_and_says_why(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UnsupportedPlanError) as caught:
+        make_plan(adapter_recipe(tmp_path, tiny_model, **changes))
+    assert caught.value.code == "FP103"
+    with pytest.raises(CodedError, match=why):
+        raise CodedError(caught.value.why + caught.value.what, "", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"training__loss_type": "aot"}, "sorts the margins of the batch"),
+        ({"training__loss_type": "bco_pair"}, "running mean over batches"),
+        ({"training__loss_type": "dapo", "training__objective": "grpo"}, "tokens of the batch"),
+        ({"training__loss_type": "kto"}, "none of dpo's"),
+        ({"training__beta": 0.0}, "beta above 0"),
+        ({"training__objective": "sft", "training__beta": 0.1}, "no reference"),
+        ({"training__temperature": 0.7}, "does nothing under objective: dpo"),
+        ({"training__loss_type": "exo_pair"}, "label_smoothing above 0"),
+        ({"training__lora_rank": 3}, "unknown key"),
+        ({"reward": {"public_data": "x"}}, "exactly one of the blocks"),
+    ],
+)
+def test_a_recipe_is_refused_where_it_contradicts_itself(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(RecipeError, match=why):
+        adapter_recipe(tmp_path, tiny_model, **changes)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lora_frozen_a", "lora_core", "prompt_tuning"])
+@pytest.mark.parametrize("objective", ["dpo", "bradley_terry"])
+def test_the_planned_size_is_the_models(tmp_path: Path, tiny_model: Path, adapter: str, objective: str) -> None:
+    if adapter == "prompt_tuning" and objective == "bradley_terry":
+        pytest.skip("refused")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    changes = {"training__lora_target_modules": modules, "training__objective": objective}
+    recipe = adapter_recipe(tmp_path, tiny_model, training__adapter=adapter, **changes)
+    runtime, _ = work_of(recipe, {"one": preferences([("ann", "a", "b")])})
+    assert trainable_dimension(recipe) == len(runtime.part.start)
+    assert np.isfinite(runtime.part.start.numpy()).all()
