@@ -79,10 +79,10 @@ def run(r: Recipe) -> tuple[np.ndarray, list[str]]:
     [
         {},
         {"privacy__consistency": "strict"},
-        {"privacy__clipping": "adaptive"},
-        {"privacy__labels": "randomized_response", "privacy__label_epsilon": 2.0},
-        {"privacy__sampling": "fixed_order", "privacy__sample_rate": 0.5},
-        {"privacy__unit": "example"},
+        pytest.param({"privacy__clipping": "adaptive"}, marks=pytest.mark.slow),
+        pytest.param({"privacy__labels": "randomized_response", "privacy__label_epsilon": 2.0}, marks=pytest.mark.slow),
+        pytest.param({"privacy__sampling": "fixed_order", "privacy__sample_rate": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"privacy__unit": "example"}, marks=pytest.mark.slow),
     ],
     ids=["folded", "strict", "adaptive", "labels", "fixed order", "example"],
 )
@@ -127,6 +127,7 @@ def test_both_books_hold_what_the_plan_promised_the_same_against_everybody(tmp_p
     assert "identity keys were exchanged out of band" in " ".join(text.split())
 
 
+@pytest.mark.slow  # calibrates
 def test_a_target_holds_against_the_server_slack_included(tmp_path: Path) -> None:
     r = recipe(tmp_path, privacy={"trust": "distributed", "target_epsilon": 3.0, "sample_rate": 0.3})
     rows = make_plan(r).rows
@@ -167,7 +168,7 @@ def silence(monkeypatch: pytest.MonkeyPatch, who: Callable[[int], set[int]]) -> 
     monkeypatch.setattr(SecureNode, "trip", deaf)
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n in {2, 3} else [pytest.mark.slow]) for n in range(8)])
 def test_one_client_that_falls_silent_at_any_trip_costs_nobody_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -184,7 +185,7 @@ def test_one_client_that_falls_silent_at_any_trip_costs_nobody_the_round(
     assert verify(Path(r.output_dir)).ok
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, 5])
+@pytest.mark.parametrize("number", [3, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_below_the_threshold_a_round_is_lost_booked_and_without_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
