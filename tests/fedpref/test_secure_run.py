@@ -28,7 +28,8 @@ from privacy.project import read_project
 from privacy.report import build_report, render_text, verify
 from privacy.secagg.shares import SecureSum
 from privacy.units import Adversary, PrivacyUnit
-from tests.tiny import make_recipe, train, training_input
+from tests.fedpref.conftest import speak
+from tests.tiny import make_recipe, train, training_input, write_recipe
 
 FOUR: dict[str, Any] = {
     "privacy__trust": "distributed",
@@ -380,3 +381,16 @@ def test_a_server_never_uses_a_number_twice(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(RunFolderError):
         ServerMemory(path)
+
+
+def test_a_whole_masked_run_through_the_command_line(tmp_path: Path, tiny_model: Path) -> None:
+    """Recipe to report: release, manifest, verify, and what `clean` leaves."""
+    path = write_recipe(tmp_path, tiny_model, **FOUR)
+    spoken = speak("run", str(path))
+    assert spoken.code == 0, spoken.err
+    folder = tmp_path / "run"
+    assert "the same holds against it" in spoken.out
+    assert speak("verify", str(folder)).out.endswith("verified\n")
+    assert (folder / "nodes/local/identities/client-0.json").stat().st_mode & 0o077 == 0
+    assert speak("clean", str(folder)).code == 0
+    assert not (folder / "nodes/local/members.bin").exists()
