@@ -17,8 +17,8 @@ from privacy.units import PrivacyUnit, Trust
 
 LEAST_SHARE = 0.9  # of a cohort, where the recipe does not say
 _UNCLOSED = 5  # one round in so many may lack a closure: aborted rounds, restarts, rounds that a client slept through
-# Measured by benchmarks/secagg.py on 2 cores of an x86-64 virtual machine, in CPU seconds.
-_PER_ROUND, _PER_MEMBER, _PER_COORDINATE, _PER_PAD = 1.0e-3, 3.2e-4, 1.7e-7, 1.0e-9
+# Measured on 2 cores of an x86-64 virtual machine, in CPU seconds: a node's trips with journal, and benchmarks/secagg.py.
+_PER_ROUND, _PER_MEMBER, _PER_COORDINATE, _PER_PAD = 3.6e-3, 5.7e-4, 1.7e-7, 1.0e-9
 _UP, _DOWN, _KEYS, _AGREED = 1800, 1060, 476, 320  # bytes of heads and signatures in a round; of a member's
 
 

@@ -37,7 +37,8 @@ def test_the_released_figures_stay_within_the_target(run_folder: Path) -> None:
     report = fedpref.Run(run_folder).report()
     claim = {row["adversary"]: row for row in report.fields["claim"]}
     assert 1.9 < claim[Adversary.READER.value]["epsilon"] <= 2.0
-    assert claim[Adversary.SERVER.value]["trusted"]
+    assert not claim[Adversary.SERVER.value]["trusted"]
+    assert 1.9 < claim[Adversary.SERVER.value]["epsilon"] <= 2.0
 
 
 def test_the_released_model_prefers_an_argument_to_noise(run_folder: Path) -> None:

@@ -24,7 +24,7 @@ _FEWEST_STEPS = 16.0  # of the clipping norm: a grid is finer than that, also in
 _MOST_STEPS = 2.0 ** (31 - FRACTION) - 1
 _FLAT = 6.0  # standard deviations of a rotated coordinate that fit below the clamp
 WRAP = 1e-9  # probability per round that some coordinate of the sum wraps
-ROUNDING = 2.0**-120  # beta of units inside a client: far below any delta, times e^epsilon of any budget
+ROUNDING = 2.0**-100  # beta of units inside a client: far below any delta, times e^epsilon of any budget
 
 
 @dataclass(frozen=True)

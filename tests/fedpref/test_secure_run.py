@@ -28,7 +28,8 @@ from privacy.project import read_project
 from privacy.report import build_report, render_text, verify
 from privacy.secagg.shares import SecureSum
 from privacy.units import Adversary, PrivacyUnit
-from tests.tiny import make_recipe, train, training_input
+from tests.fedpref.conftest import speak
+from tests.tiny import make_recipe, train, training_input, write_recipe
 
 FOUR: dict[str, Any] = {
     "privacy__trust": "distributed",
@@ -79,10 +80,10 @@ def run(r: Recipe) -> tuple[np.ndarray, list[str]]:
     [
         {},
         {"privacy__consistency": "strict"},
-        {"privacy__clipping": "adaptive"},
-        {"privacy__labels": "randomized_response", "privacy__label_epsilon": 2.0},
-        {"privacy__sampling": "fixed_order", "privacy__sample_rate": 0.5},
-        {"privacy__unit": "example"},
+        pytest.param({"privacy__clipping": "adaptive"}, marks=pytest.mark.slow),
+        pytest.param({"privacy__labels": "randomized_response", "privacy__label_epsilon": 2.0}, marks=pytest.mark.slow),
+        pytest.param({"privacy__sampling": "fixed_order", "privacy__sample_rate": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"privacy__unit": "example"}, marks=pytest.mark.slow),
     ],
     ids=["folded", "strict", "adaptive", "labels", "fixed order", "example"],
 )
@@ -127,6 +128,7 @@ def test_both_books_hold_what_the_plan_promised_the_same_against_everybody(tmp_p
     assert "identity keys were exchanged out of band" in " ".join(text.split())
 
 
+@pytest.mark.slow  # calibrates
 def test_a_target_holds_against_the_server_slack_included(tmp_path: Path) -> None:
     r = recipe(tmp_path, privacy={"trust": "distributed", "target_epsilon": 3.0, "sample_rate": 0.3})
     rows = make_plan(r).rows
@@ -167,7 +169,7 @@ def silence(monkeypatch: pytest.MonkeyPatch, who: Callable[[int], set[int]]) -> 
     monkeypatch.setattr(SecureNode, "trip", deaf)
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[] if n in {2, 3} else [pytest.mark.slow]) for n in range(8)])
 def test_one_client_that_falls_silent_at_any_trip_costs_nobody_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -184,7 +186,7 @@ def test_one_client_that_falls_silent_at_any_trip_costs_nobody_the_round(
     assert verify(Path(r.output_dir)).ok
 
 
-@pytest.mark.parametrize("number", [2, 3, 4, 5])
+@pytest.mark.parametrize("number", [3, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_below_the_threshold_a_round_is_lost_booked_and_without_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -379,3 +381,16 @@ def test_a_server_never_uses_a_number_twice(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(RunFolderError):
         ServerMemory(path)
+
+
+def test_a_whole_masked_run_through_the_command_line(tmp_path: Path, tiny_model: Path) -> None:
+    """Recipe to report: release, manifest, verify, and what `clean` leaves."""
+    path = write_recipe(tmp_path, tiny_model, **FOUR)
+    spoken = speak("run", str(path))
+    assert spoken.code == 0, spoken.err
+    folder = tmp_path / "run"
+    assert "the same holds against it" in spoken.out
+    assert speak("verify", str(folder)).out.endswith("verified\n")
+    assert (folder / "nodes/local/identities/client-0.json").stat().st_mode & 0o077 == 0
+    assert speak("clean", str(folder)).code == 0
+    assert not (folder / "nodes/local/members.bin").exists()
