@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime
+from fedpref.client.groups import GroupMaterial, Sampling
+from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime, SelectorMaterial
 from fedpref.client.records import NodeRecords
 from fedpref.client.work import pair_name
 from fedpref.config import Recipe
@@ -20,9 +22,11 @@ from fedpref.data.split import Split, hash_fraction
 from fedpref.evaluation import interval
 from policy.batches import CompletionBatch
 from policy.logprobs import answer_logps
-from reward.batches import PairBatch
+from policy.rewards import WeightedRewards
+from reward.batches import PairBatch, SelectorBatch
 from reward.evaluate import pair_correct
 from reward.model import answer_scores
+from reward.objectives import choice_logits
 
 Figures = npt.NDArray[np.float64]
 Measure = Callable[[Runtime, NodeRecords], dict[str, Figures]]
@@ -139,6 +143,17 @@ def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
 
 
+def choices(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+    """A binary selector: does it name the better answer; a tie is 1/2."""
+
+    def of(batch: SelectorBatch) -> Tensor:
+        logits = choice_logits(runtime.part.model, batch)
+        return logits.gather(1, torch.stack([batch.label, 1 - batch.label], dim=1))
+
+    both = _by_record(runtime, SelectorMaterial(runtime, records, reference=False), len(records.first), of)
+    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
+
+
 def token_loss(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     """SFT: -log p of the better answer, nats per token of it."""
 
@@ -149,9 +164,21 @@ def token_loss(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     return {"loss per token": _by_record(runtime, material, len(records.first), of)[:, 0]}
 
 
+def mean_reward(rewards: WeightedRewards, sampling: Sampling, seed: int) -> Measure:
+    """GRPO: the mean weighted reward of a prompt's completions, sampled as clients do, with the same seeds before and after."""
+
+    def measure(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+        counter = itertools.count(seed)
+        material = GroupMaterial(runtime, records, rewards, sampling, lambda: next(counter))
+        return {"mean reward": np.array([material.rewards_of(i).mean() for i in range(len(records.first))])}
+
+    return measure
+
+
 MEASURES: dict[str, Measure] = {
     "dpo": implicit_rewards,
     "kto": implicit_rewards,
     "bradley_terry": scores,
     "sft": token_loss,
+    "binary_selector": choices,
 }

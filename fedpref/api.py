@@ -101,7 +101,7 @@ def run(
         f"{len(data.clients)} clients; {data.split.num_evaluation_users:,} evaluation users held out"
     )
     if recipe.training is not None:
-        run_adapter_stage(the_plan, folder, data, show)
+        run_adapter_stage(the_plan, folder, data, show, reward_funcs)
         write_manifest(folder.path, the_plan)
         folder.finish()
         return Run(folder.path)
