@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def make_evaluation(runtime: Runtime, recipe: Recipe, split: Split, measure: Mea
     most = recipe.adapter.max_eval_records
     groups = {"seen topics": split.seen, "unseen topics": split.unseen}
     chosen = {name: _first(data, most) for name, data in groups.items()}
-    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective])
+    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective]())
 
 
 def _first(data: Preferences, most: int) -> Preferences:
@@ -118,19 +118,27 @@ def _by_record(runtime: Runtime, material: Material, number: int, of: Callable[[
     return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(order))])
 
 
-def implicit_rewards(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+@dataclass
+class ImplicitRewards:
     """DPO and KTO: is log pi/pi_ref of the better answer above that of the worse one (1, a tie 1/2), and by how much.
 
-    Policy and reference are computed on the same rows, so that equal models give exact ties.
+    Policy and reference are computed on the same rows, so that equal models give exact ties; the reference once.
     """
 
-    def ratios(batch: PairBatch) -> Tensor:
-        policy = answer_logps(runtime.part.model, batch.rows)
-        with runtime.part.as_base() as reference:
-            return policy - answer_logps(reference, batch.rows)
+    _reference: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
-    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
+    def __call__(self, runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+        """The measure."""
+
+        def ratios(batch: PairBatch) -> Tensor:
+            rows, key = batch.rows, hash(batch.rows.input_ids.cpu().numpy().tobytes())
+            if key not in self._reference:
+                with runtime.part.as_base() as reference:
+                    self._reference[key] = answer_logps(reference, rows)
+            return answer_logps(runtime.part.model, rows) - self._reference[key]
+
+        both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
+        return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
 
 
 def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
@@ -175,10 +183,10 @@ def mean_reward(rewards: WeightedRewards, sampling: Sampling, seed: int) -> Meas
     return measure
 
 
-MEASURES: dict[str, Measure] = {
-    "dpo": implicit_rewards,
-    "kto": implicit_rewards,
-    "bradley_terry": scores,
-    "sft": token_loss,
-    "binary_selector": choices,
+MEASURES: dict[str, Callable[[], Measure]] = {
+    "dpo": ImplicitRewards,
+    "kto": ImplicitRewards,
+    "bradley_terry": lambda: scores,
+    "sft": lambda: token_loss,
+    "binary_selector": lambda: choices,
 }
