@@ -51,7 +51,9 @@ def grpo_loss(
     Without ``old_logprobs`` it is the loss of one step on samples of the present policy: the importance ratio is
     exp(log p - stop(log p)) = 1, whose gradient is that of log p, and no clipping is active (Shao et al. 2024, eq. 3 with
     pi_old = pi). ``grpo`` divides by the completion's length; ``dr_grpo`` by the constant ``max_completion_length`` (Liu et
-    al. 2025, "Understanding R1-Zero-like training"). The KL penalty is the estimator k3 = exp(ref - log p) - (ref - log p) - 1.
+    al. 2025, "Understanding R1-Zero-like training"). The KL penalty is the estimator k3 = exp(ref - log p) - (ref - log p) - 1,
+    times the ratio: on-policy the same value, but then its gradient is that of the KL, without bias (DeepSeek-AI 2025,
+    arXiv 2512.02556; TRL's ``use_bias_correction_kl``, its default).
 
     Args:
         logprobs: shape [G, L].
@@ -80,7 +82,7 @@ def grpo_loss(
                 "Compute them with policy.logprobs under the reference model, or set beta to 0.",
             )
         gap = ref_logprobs - logprobs
-        per_token = per_token + beta * (torch.exp(gap) - gap - 1)
+        per_token = per_token + beta * ratio * (torch.exp(gap) - gap - 1)
     per_token = torch.where(completion_mask.bool(), per_token, 0.0)
     if loss_type == "grpo":
         return per_token.sum(1) / completion_mask.sum(1).clamp(min=1)
@@ -109,7 +111,7 @@ def kto_loss(
 
     | case | result |
     |---|---|
-    | z = 0 | TRL's first step, where the policy is the reference |
+    | z = 0 | TRL's first step, where the policy is the reference; at every step TRL's `loss_type: apo_zero_unpaired` |
     | a completion without tokens | a constant |
     | NaN in a record | NaN in its loss only |
 

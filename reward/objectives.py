@@ -12,7 +12,7 @@ from torch.nn import functional
 from reward.batches import PairBatch, SelectorBatch
 from reward.losses import check_label_noise, preference_loss, selector_loss
 from reward.model import answer_scores
-from reward.trunk import hidden_states
+from reward.trunk import hidden_states, output_head
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ class SelectorObjective:
 
 def choice_logits(model: Any, batch: SelectorBatch) -> Tensor:
     """Logits of the two choices behind every prompt, [n, 2], fp32 or wider; a frozen head is applied to these two only."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = hidden_states(model, batch.rows)
     last = hidden[torch.arange(len(hidden), device=hidden.device), batch.rows.prompt_end]
-    head, choices = base.get_output_embeddings(), torch.tensor(batch.choice_ids, device=last.device)
+    head, choices = output_head(model), torch.tensor(batch.choice_ids, device=last.device)
     if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
         bias = None if head.bias is None else head.bias[choices]
         logits = functional.linear(last, head.weight[choices], bias)

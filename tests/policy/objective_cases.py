@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,10 @@ def groups(layout: Layout = "shared", side: PaddingSide = "right") -> GroupBatch
     )
 
 
+def groups_sampled_before(layout: Layout = "shared", side: PaddingSide = "right") -> GroupBatch:
+    return replace(groups(layout, side), old_token_logps=random(N, 3, 10, seed=4) / 4 - 5.5)
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective, its batch by layout and padding side, and whether its model has a score."""
@@ -106,6 +110,7 @@ CASES: dict[str, Case] = {
     "sft": Case(SftObjective(), completions),
     "sft sum": Case(SftObjective("sum"), completions),
     "grpo": Case(GrpoObjective("grpo", 8, beta=0.1), groups),
+    "grpo clipped": Case(GrpoObjective("grpo", 8, beta=0.1), groups_sampled_before),
     "dr_grpo": Case(GrpoObjective("dr_grpo", 8, temperature=0.7), groups),
     **{name: Case(DpoObjective(name, label_smoothing=0.1), pairs) for name in LOSSES},
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 
 from policy.head import head_logprobs
@@ -19,8 +19,20 @@ from reward.backbone import load_backbone
 from reward.batches import TokenBatch
 from reward.errors import TokenBatchError, UnsupportedModelError
 from reward.model import answer_scores
+from reward.objectives import choice_logits
 from reward.tokens import Layout, PaddingSide, TokenRecord, collate
-from tests.policy.objective_cases import CASES, LAYOUTS, N, groups, model_for, pairs, records, trained, unpaired
+from tests.policy.objective_cases import (
+    CASES,
+    LAYOUTS,
+    N,
+    choices,
+    groups,
+    model_for,
+    pairs,
+    records,
+    trained,
+    unpaired,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -167,6 +179,19 @@ def test_soft_prompts_stand_before_every_row(tiny_model: Path, layout: Layout) -
             torch.testing.assert_close(answer_logps(model, rows)[i, a], expected, **EXACT)
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], ["lm_head"]])
+def test_the_selector_reads_two_logits_of_the_whole_head(tiny_model: Path, targets: list[str]) -> None:
+    backbone = load_backbone(str(tiny_model), dtype="float64")
+    config = LoraConfig(r=3, target_modules=targets, init_lora_weights=False)  # type: ignore[arg-type]
+    model = get_peft_model(backbone.model, config).double()
+    batch = choices("shared", "left")
+    with torch.no_grad():
+        found = choice_logits(model, batch)
+        for i, record in enumerate(records(1)):
+            logits = model(input_ids=torch.tensor([record.prompt_ids])).logits[0, -1]
+            torch.testing.assert_close(found[i], logits[list(batch.choice_ids)], **EXACT)
+
+
 def test_what_cannot_be_computed_is_refused(tiny_model: Path) -> None:
     backbone = load_backbone(str(tiny_model), dtype="float32")
     rows = collate(records(2), num_answers=2)
@@ -174,6 +199,10 @@ def test_what_cannot_be_computed_is_refused(tiny_model: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="separate"):
         answer_logps(backbone.model, rows)
     backbone.model.config.sliding_window = None
+    backbone.model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
+        answer_logps(backbone.model, rows)
+    backbone.model.config.final_logit_softcapping = None
     prefixed = get_peft_model(backbone.model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UnsupportedModelError, match="PREFIX"):
         answer_logps(prefixed, rows)

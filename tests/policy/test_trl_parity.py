@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from policy.batches import CompletionBatch
+from policy.batches import CompletionBatch, GroupBatch
 from policy.dpo_losses import LOSSES, DpoLossType
-from policy.logprobs import answer_logps
-from policy.objectives import DpoObjective, KtoObjective, SftObjective
+from policy.logprobs import answer_logps, token_logps
+from policy.objectives import DpoObjective, GrpoObjective, KtoObjective, SftObjective
 from reward.batches import PairBatch
 from reward.objectives import BradleyTerryObjective
 from reward.pairs import as_conversation
 from reward.tokens import TokenRecord, collate, tokenize
 from tests.policy.objective_cases import completions, model_for, pairs, records, unpaired
+from tests.policy.test_losses import IDS, MASK, PROMPT, trl_loss
 
 pytestmark = [
     pytest.mark.slow,
@@ -119,6 +120,39 @@ def test_kto_is_that_of_kto_trainer_given_its_reference_point(tiny_model: Path) 
     theirs = trainer.compute_loss(trainer.model, inputs)
     ours = KtoObjective(desirable_weight=1.5)(trainer.model, replace(batch, reference_point=0.9)).mean()
     torch.testing.assert_close(ours, theirs, **CLOSE)
+    trainer.loss_type, trainer.calculate_KL = "apo_zero_unpaired", False  # which is ours with a reference point of 0
+    theirs = trainer.compute_loss(trainer.model, inputs)
+    ours = KtoObjective(desirable_weight=1.5)(trainer.model, replace(batch, reference_point=0.0)).mean()
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo"])
+@pytest.mark.parametrize("epsilon_off", [0.0, 0.6])
+def test_a_group_is_that_of_grpo_trainer(
+    tiny_model: Path, loss_type: Literal["dr_grpo", "grpo"], epsilon_off: float
+) -> None:
+    """With ``epsilon_off`` the samples are an older policy's, by up to that many nats: some ratios are clipped."""
+    model = model_for(tiny_model, dtype=torch.float32)
+    answers = tuple(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(IDS, MASK, strict=True))
+    rows = collate([TokenRecord(tuple(PROMPT.tolist()), answers)], num_answers=len(IDS))
+    advantages = torch.tensor([1.0, -0.4, -0.6])
+    with torch.no_grad():
+        present = token_logps(model, rows)[0]
+    shift = torch.linspace(-1, 1, present.numel()).view(present.shape)
+    old, reference = present + epsilon_off * shift, present - 0.3 * shift
+    batch = GroupBatch(
+        rows=rows,
+        row_unit=torch.zeros(1, dtype=torch.int64),
+        advantages=advantages[None],
+        ref_token_logps=reference,
+        old_token_logps=old if epsilon_off else None,
+    )
+    ours = GrpoObjective(loss_type, 4, beta=0.2)(model, batch)
+    mine = torch.autograd.grad(ours.sum(), [p for p in model.parameters() if p.requires_grad])
+    theirs = trl_loss(model, loss_type, 0.2, advantages, reference[0], old[0] if epsilon_off else None)
+    expected = torch.autograd.grad(theirs, [p for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(ours[0], theirs, **CLOSE)
+    torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bradley_terry_is_that_of_reward_trainer(tiny_model: Path) -> None:
