@@ -11,6 +11,7 @@ from typing import Any, Literal
 from policy.coupled import COUPLED, check_loss_type, couples, unknown
 from reward.errors import ObjectiveNameError
 
+__all__ = ["COUPLED", "ENTRY_POINTS", "OBJECTIVES", "BatchKind", "Objective", "ObjectiveSpec", "find_objective"]
 ENTRY_POINTS = "fedpref.objectives"
 BatchKind = Literal["pairs", "choices", "unpaired", "completions", "groups"]
 Objective = Callable[[Any, Any], Any]
