@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
+from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
@@ -100,22 +99,59 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
     return spec
 
 
-def _late(module: str, name: str) -> Callable[..., Objective]:
-    """The class of that name, imported when it is first built: reading a recipe needs no torch."""
+def _make(kind: Callable[..., Objective], settings: Mapping[str, Any]) -> Objective:
+    """An objective's class with settings that it has.
 
-    def build(**settings: Any) -> Objective:
-        kind = getattr(import_module(module), name)
-        known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(settings)
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise TypeError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
-        objective: Objective = kind(**settings)
-        return objective
-
-    return build
+    Raises:
+        TypeError: a setting that it lacks, told with those that there are.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type] # every class below is a dataclass
+    lacking = sorted(set(settings) - set(known))
+    if lacking:
+        raise TypeError(f"There is no setting {', '.join(lacking)}; there is {', '.join(known) or 'none'}")
+    return kind(**settings)
 
 
-_DPO = (
+# Each imports its class when it is first built: reading a recipe needs no torch.
+
+
+def _bradley_terry(**settings: Any) -> Objective:
+    from reward.objectives import BradleyTerryObjective
+
+    return _make(BradleyTerryObjective, settings)
+
+
+def _binary_selector(**settings: Any) -> Objective:
+    from reward.objectives import SelectorObjective
+
+    return _make(SelectorObjective, settings)
+
+
+def _dpo(**settings: Any) -> Objective:
+    from policy.objectives import DpoObjective
+
+    return _make(DpoObjective, settings)
+
+
+def _kto(**settings: Any) -> Objective:
+    from policy.objectives import KtoObjective
+
+    return _make(KtoObjective, settings)
+
+
+def _sft(**settings: Any) -> Objective:
+    from policy.objectives import SftObjective
+
+    return _make(SftObjective, settings)
+
+
+def _grpo(**settings: Any) -> Objective:
+    from policy.objectives import GrpoObjective
+
+    return _make(GrpoObjective, settings)
+
+
+_DPO_LOSSES = (
     "sigmoid",
     "ipo",
     "hinge",
@@ -136,19 +172,19 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "bradley_terry",
             (*_PAIR, "margin?"),
             "pairs",
-            _late("reward.objectives", "BradleyTerryObjective"),
+            _bradley_terry,
             score=True,
         ),
-        ObjectiveSpec("binary_selector", _PAIR, "choices", _late("reward.objectives", "SelectorObjective")),
-        ObjectiveSpec("dpo", _PAIR, "pairs", _late("policy.objectives", "DpoObjective"), _DPO, reference=True),
+        ObjectiveSpec("binary_selector", _PAIR, "choices", _binary_selector),
+        ObjectiveSpec("dpo", _PAIR, "pairs", _dpo, _DPO_LOSSES, reference=True),
         ObjectiveSpec(
             "kto",
             ("prompt", "completion", "label"),
             "unpaired",
-            _late("policy.objectives", "KtoObjective"),
+            _kto,
             reference=True,
         ),
-        ObjectiveSpec("sft", ("prompt", "completion"), "completions", _late("policy.objectives", "SftObjective")),
-        ObjectiveSpec("grpo", ("prompt",), "groups", _late("policy.objectives", "GrpoObjective"), ("dr_grpo", "grpo")),
+        ObjectiveSpec("sft", ("prompt", "completion"), "completions", _sft),
+        ObjectiveSpec("grpo", ("prompt",), "groups", _grpo, ("dr_grpo", "grpo")),
     )
 }

@@ -55,7 +55,7 @@ def test_a_kl_without_a_reference_is_no_quiet_zero() -> None:
     ("name", "settings", "match"),
     [
         ("dpo", {"loss_type": "sigmoyd"}, "Did you mean 'sigmoid'"),
-        ("dpo", {"betta": 0.1}, "no setting betta; it has beta"),
+        ("dpo", {"betta": 0.1}, "no setting betta; there is loss_type"),
         ("dpo", {"beta": 0.0}, "beta=0.0"),
         ("dpo", {"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing=0.5"),
         ("dpo", {"loss_type": "exo_pair"}, "above 0"),
@@ -64,7 +64,7 @@ def test_a_kl_without_a_reference_is_no_quiet_zero() -> None:
         ("grpo", {"max_completion_length": 8, "temperature": 0.0}, "temperature=0.0"),
         ("sft", {"reduction": "max"}, "'max'"),
         ("bradley_terry", {"label_smoothing": 0.1, "flip_probability": 0.1}, "label_smoothing"),
-        ("binary_selector", {"beta": 0.1}, "it has none"),
+        ("binary_selector", {"beta": 0.1}, "there is none"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_when_the_objective_is_made(

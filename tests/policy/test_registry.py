@@ -52,7 +52,7 @@ def test_unknown_names_and_settings_are_refused_with_the_nearest() -> None:
         find_objective("bradley_tery")
     with pytest.raises(ObjectiveNameError, match="Did you mean 'sigmoid'"):
         find_objective("dpo")({"loss_type": "sigmoit"})
-    with pytest.raises(ObjectiveNameError, match="has no setting gamma"):
+    with pytest.raises(ObjectiveNameError, match="no setting gamma"):
         find_objective("dpo")({"gamma": 1})
     with pytest.raises(ObjectiveNameError, match="max_completion_length"):
         find_objective("grpo")()
