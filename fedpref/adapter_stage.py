@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedpref.adapter_evaluation import compare, make_evaluation, mean_reward
+from fedpref.aggregation.lora import LoraRule, is_exact
 from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import ClientWork
 from fedpref.client.groups import GroupMaterial, Sampling
@@ -35,6 +36,7 @@ from policy.rewards import RewardFunc, WeightedRewards, find_reward_func
 from policy.settings import LoraSettings
 from policy.trainable import attach
 from privacy.report import build_report, render_text
+from privacy.units import Trust
 from reward.backbone import load_backbone
 from reward.model import load_score_backbone
 from reward.scorer import RewardModel
@@ -112,7 +114,16 @@ def make_trainee(
             return LocalWork(runtime, material, objective, records, training.local)
         return GradientWork(runtime, material, objective, records, num_clients)
 
-    return Trainee(Manifest(runtime.part.tensors), runtime.part.start.double().numpy(), work)
+    manifest = Manifest(runtime.part.tensors)
+    exact = is_exact(training.adapter, local_steps=training.local is not None)
+    visible = p.trust is Trust.CENTRAL and p.noise_multiplier == 0  # else nobody may know single updates
+    rule = LoraRule(manifest, training.aggregation, divisor_of(recipe)) if visible and not exact else None
+    return Trainee(manifest, runtime.part.start.double().numpy(), work, rule, 0.0 if exact else None)
+
+
+def divisor_of(recipe: Recipe) -> float:
+    """The public constant that sums are divided by (rule 4)."""
+    return recipe.privacy.sample_rate * recipe.federation.num_units
 
 
 def make_objective(training: TrainingConfig) -> Any:

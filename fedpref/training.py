@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedpref.aggregation.lora import LoraRule
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.local import LocalChannel
@@ -52,11 +53,16 @@ class TrainingInput(RunInput):
 
 @dataclass(frozen=True)
 class Trainee:
-    """What is trained: its layout, its first values (public; None: zeros), and what clients do with their records."""
+    """What is trained: its layout, its first values (public; None: zeros), and what clients do with their records.
+
+    ``rule`` and ``aggregation_error`` are the server's; see there.
+    """
 
     manifest: Manifest
     start: Vector | None
     work: Callable[[Mapping[str, Preferences]], ClientWork]
+    rule: LoraRule | None = None
+    aggregation_error: float | None = None
 
 
 def train_reward_head(
@@ -129,6 +135,8 @@ def train(
             warn=warn,
             clipping=plan.clipping,
             clipping_norm=plan.first_norm if plan.clipping else None,
+            rule=trainee.rule,
+            aggregation_error=trainee.aggregation_error,
         )
         run_rounds(Federation(plan, mechanism, server, LocalChannel(node), ledger, checkpoints, Trackers(trackers)))
         journal.clear()
