@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do $
 RUN := runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types contracts unit test-slow test-model test-all mutants clean
+.PHONY: help demo test lint types contracts unit test-slow test-model test-recipes test-all mutants clean
 
 help:
 	@sed -n '1,6p' Makefile; grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /'
@@ -59,6 +59,9 @@ test-slow: $(VENV)/.installed-dev ## environments, kills, TRL, trackers: minutes
 
 test-model: $(VENV)/.installed-dev ## the real embedded model and the quickstart: minutes
 	$(BIN)/python -m pytest -q -m model --durations=5
+
+test-recipes: $(VENV)/.installed-dev ## adapters trained on clients, every recipe with and without noise: half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m recipes --durations=0
 
 test-all: test test-slow test-model ## everything
 

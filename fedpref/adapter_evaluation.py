@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime
+from fedpref.client.groups import GroupMaterial, Sampling
+from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime, SelectorMaterial
 from fedpref.client.records import NodeRecords
 from fedpref.client.work import pair_name
 from fedpref.config import Recipe
@@ -20,9 +22,11 @@ from fedpref.data.split import Split, hash_fraction
 from fedpref.evaluation import interval
 from policy.batches import CompletionBatch
 from policy.logprobs import answer_logps
-from reward.batches import PairBatch
+from policy.rewards import WeightedRewards
+from reward.batches import PairBatch, SelectorBatch
 from reward.evaluate import pair_correct
 from reward.model import answer_scores
+from reward.objectives import choice_logits
 
 Figures = npt.NDArray[np.float64]
 Measure = Callable[[Runtime, NodeRecords], dict[str, Figures]]
@@ -47,7 +51,7 @@ def make_evaluation(runtime: Runtime, recipe: Recipe, split: Split, measure: Mea
     most = recipe.adapter.max_eval_records
     groups = {"seen topics": split.seen, "unseen topics": split.unseen}
     chosen = {name: _first(data, most) for name, data in groups.items()}
-    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective])
+    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective]())
 
 
 def _first(data: Preferences, most: int) -> Preferences:
@@ -114,19 +118,27 @@ def _by_record(runtime: Runtime, material: Material, number: int, of: Callable[[
     return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(order))])
 
 
-def implicit_rewards(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+@dataclass
+class ImplicitRewards:
     """DPO and KTO: is log pi/pi_ref of the better answer above that of the worse one (1, a tie 1/2), and by how much.
 
-    Policy and reference are computed on the same rows, so that equal models give exact ties.
+    Policy and reference are computed on the same rows, so that equal models give exact ties; the reference once.
     """
 
-    def ratios(batch: PairBatch) -> Tensor:
-        policy = answer_logps(runtime.part.model, batch.rows)
-        with runtime.part.as_base() as reference:
-            return policy - answer_logps(reference, batch.rows)
+    _reference: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
-    both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
-    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
+    def __call__(self, runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+        """The measure."""
+
+        def ratios(batch: PairBatch) -> Tensor:
+            rows, key = batch.rows, hash(batch.rows.input_ids.cpu().numpy().tobytes())
+            if key not in self._reference:
+                with runtime.part.as_base() as reference:
+                    self._reference[key] = answer_logps(reference, rows)
+            return answer_logps(runtime.part.model, rows) - self._reference[key]
+
+        both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
+        return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
 
 
 def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
@@ -136,6 +148,17 @@ def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
         return answer_scores(runtime.part.model, batch.rows)
 
     both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), of)
+    return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
+
+
+def choices(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+    """A binary selector: does it name the better answer; a tie is 1/2."""
+
+    def of(batch: SelectorBatch) -> Tensor:
+        logits = choice_logits(runtime.part.model, batch)
+        return logits.gather(1, torch.stack([batch.label, 1 - batch.label], dim=1))
+
+    both = _by_record(runtime, SelectorMaterial(runtime, records, reference=False), len(records.first), of)
     return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
 
 
@@ -149,9 +172,21 @@ def token_loss(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     return {"loss per token": _by_record(runtime, material, len(records.first), of)[:, 0]}
 
 
-MEASURES: dict[str, Measure] = {
-    "dpo": implicit_rewards,
-    "kto": implicit_rewards,
-    "bradley_terry": scores,
-    "sft": token_loss,
+def mean_reward(rewards: WeightedRewards, sampling: Sampling, seed: int) -> Measure:
+    """GRPO: the mean weighted reward of a prompt's completions, sampled as clients do, with the same seeds before and after."""
+
+    def measure(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+        counter = itertools.count(seed)
+        material = GroupMaterial(runtime, records, rewards, sampling, lambda: next(counter))
+        return {"mean reward": np.array([material.rewards_of(i).mean() for i in range(len(records.first))])}
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[], Measure]] = {
+    "dpo": ImplicitRewards,
+    "kto": ImplicitRewards,
+    "bradley_terry": lambda: scores,
+    "sft": lambda: token_loss,
+    "binary_selector": lambda: choices,
 }

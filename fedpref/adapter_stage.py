@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from fedpref.adapter_evaluation import compare, make_evaluation
+from fedpref.adapter_evaluation import compare, make_evaluation, mean_reward
+from fedpref.aggregation.lora import LoraRule, is_exact
 from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import ClientWork
-from fedpref.client.material import MATERIALS, Runtime
+from fedpref.client.groups import GroupMaterial, Sampling
+from fedpref.client.material import MATERIALS, Material, Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
@@ -27,22 +31,35 @@ from fedpref.plan import Plan
 from fedpref.release import write_adapter_card
 from fedpref.tracking import open_trackers
 from fedpref.training import RunInput, Trainee, train
-from policy.objectives import DpoObjective
+from policy.registry import find_objective
+from policy.rewards import RewardFunc, WeightedRewards, find_reward_func
 from policy.settings import LoraSettings
 from policy.trainable import attach
 from privacy.report import build_report, render_text
+from privacy.units import Trust
 from reward.backbone import load_backbone
 from reward.model import load_score_backbone
-from reward.objectives import BradleyTerryObjective
+from reward.scorer import RewardModel
 
 
-def run_adapter_stage(plan: Plan, folder: RunFolder, data: FederatedData, show: Display) -> None:
+def run_adapter_stage(
+    plan: Plan,
+    folder: RunFolder,
+    data: FederatedData,
+    show: Display,
+    reward_funcs: Mapping[str, RewardFunc] | None = None,
+) -> None:
     """Train, evaluate, release; writes ``release/policy`` or ``release/reward``, ``evaluation.json`` and the report."""
     recipe = plan.recipe
     runtime = make_runtime(recipe, show.say)
-    task = make_evaluation(runtime, recipe, data.split)
+    measure = None
+    if recipe.adapter.objective == "grpo":
+        measure = mean_reward(
+            client_rewards(recipe.adapter, reward_funcs or {}), sampling_of(recipe.adapter), recipe.seed
+        )
+    task = make_evaluation(runtime, recipe, data.split, measure)
     before = task.figures()
-    trainee = make_trainee(recipe, runtime, len(data.clients))
+    trainee = make_trainee(recipe, runtime, len(data.clients), reward_funcs)
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         vector = train(RunInput(plan, data), trainee, folder, [*trackers, show], show.say)
     runtime.part.load(torch.from_numpy(vector).float())
@@ -78,29 +95,83 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
     return Runtime(backbone, part, recipe.max_length, training.tokens_per_batch, training.ref_model)
 
 
-def make_trainee(recipe: Recipe, runtime: Runtime, num_clients: int) -> Trainee:
+def make_trainee(
+    recipe: Recipe, runtime: Runtime, num_clients: int, reward_funcs: Mapping[str, RewardFunc] | None = None
+) -> Trainee:
     """What the federation trains: the adapter's layout and first values, and the clients' work on it."""
     training, p = recipe.adapter, recipe.privacy
 
     def work(clients: Mapping[str, Preferences]) -> ClientWork:
         records = prepare_records(clients, p.unit, p.max_pairs_per_user)
-        material, objective = MATERIALS[training.objective](runtime, records), make_objective(training)
+        objective = make_objective(training)
+        if training.objective == "grpo":
+            material: Material = GroupMaterial(
+                runtime, records, client_rewards(training, reward_funcs or {}), sampling_of(training), seeds_of(recipe)
+            )
+        else:
+            material = MATERIALS[training.objective](runtime, records)
         if training.local is not None:
             return LocalWork(runtime, material, objective, records, training.local)
         return GradientWork(runtime, material, objective, records, num_clients)
 
-    return Trainee(Manifest(runtime.part.tensors), runtime.part.start.double().numpy(), work)
+    manifest = Manifest(runtime.part.tensors)
+    exact = is_exact(training.adapter, local_steps=training.local is not None)
+    visible = p.trust is Trust.CENTRAL and p.noise_multiplier == 0  # else nobody may know single updates
+    rule = LoraRule(manifest, training.aggregation, divisor_of(recipe)) if visible and not exact else None
+    return Trainee(manifest, runtime.part.start.double().numpy(), work, rule, 0.0 if exact else None)
+
+
+def divisor_of(recipe: Recipe) -> float:
+    """The public constant that sums are divided by (rule 4)."""
+    return recipe.privacy.sample_rate * recipe.federation.num_units
 
 
 def make_objective(training: TrainingConfig) -> Any:
-    """The recipe's loss per record."""
-    if training.objective == "dpo":
-        return DpoObjective(training.loss_type, training.beta or 0.1, training.label_smoothing)  # type: ignore[arg-type]
-    if training.objective == "bradley_terry":
-        return BradleyTerryObjective(label_smoothing=training.label_smoothing)
-    raise UnsupportedPlanError(
-        f"training.objective: {training.objective} cannot run yet.", "It has no batches.", "Use dpo or bradley_terry."
+    """The recipe's loss per record, by the registry of objectives."""
+    read = {
+        "dpo": ("loss_type", "beta", "label_smoothing"),
+        "bradley_terry": ("label_smoothing",),
+        "kto": ("beta", "desirable_weight", "undesirable_weight"),
+        "grpo": ("loss_type", "max_completion_length", "beta", "temperature"),
+    }
+    settings = {key: getattr(training, key) for key in read.get(training.objective, ())}
+    return find_objective(training.objective)(settings)
+
+
+def sampling_of(training: TrainingConfig) -> Sampling:
+    """How clients sample completions of their prompts."""
+    return Sampling(
+        training.num_generations,
+        training.max_completion_length,
+        training.temperature,
+        training.scale_rewards,
+        training.prompt_suffix,
+        bool(training.beta),
     )
+
+
+def seeds_of(recipe: Recipe) -> Callable[[], int]:
+    """Where a group's sampling seed comes from: the operating system, or the recipe's seed if it protects nobody."""
+    if recipe.privacy.rng == "os":
+        return lambda: secrets.randbits(63)
+    counter = itertools.count(recipe.seed << 32)
+    return lambda: next(counter)
+
+
+def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> WeightedRewards:
+    """The reward functions of the clients: those found by name, given by object, or a released reward model.
+
+    Raises:
+        RewardFunctionError, RewardModelError: not to be found.
+    """
+
+    def find(name: str) -> RewardFunc:
+        if name == "reward_model" and training.reward_model is not None:
+            return RewardModel.load(training.reward_model)
+        return own[name] if name in own else find_reward_func(name)
+
+    weights = training.reward_weights or (1.0,) * len(training.reward_funcs)
+    return WeightedRewards({name: find(name) for name in training.reward_funcs}, weights)
 
 
 def _release(plan: Plan, folder: RunFolder, runtime: Runtime, evaluation: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def run(
         "evaluation users held out"
     )
     if recipe.training is not None:
-        run_adapter_stage(the_plan, folder, data, show)
+        run_adapter_stage(the_plan, folder, data, show, reward_funcs)
     else:
         _run_reward_stage(the_plan, folder, data, reward_funcs or {}, show)
     write_manifest(folder.path, the_plan)

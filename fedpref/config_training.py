@@ -7,37 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedpref.config_blocks import Block, NonNegative, Positive, ServerOptimizerConfig
+from policy.registry import COUPLED, OBJECTIVES
 
 ObjectiveName = Literal["bradley_terry", "binary_selector", "dpo", "kto", "grpo", "sft"]
-LOSSES: dict[str, tuple[str, ...]] = {
-    "bradley_terry": ("bradley_terry",),
-    "binary_selector": ("binary_selector",),
-    "dpo": (
-        "sigmoid",
-        "ipo",
-        "hinge",
-        "robust",
-        "apo_zero",
-        "apo_down",
-        "sppo_hard",
-        "exo_pair",
-        "nca_pair",
-        "sigmoid_norm",
-    ),
-    "kto": ("kto",),
-    "grpo": ("dr_grpo", "grpo"),
-    "sft": ("sft",),
-}
-COUPLED: dict[str, str] = {
-    "aot": "it sorts the margins of the batch",
-    "aot_unpaired": "it sorts the log-ratios of the batch",
-    "bco_pair": "its reward shift is a running mean over batches",
-    "dapo": "it divides by the tokens of the batch",
-    "bnpo": "it divides by the tokens of the batch",
-    "cispo": "it divides by the tokens of the batch",
-    "vespo": "it divides by the tokens of the batch",
-}
-"""Losses of TRL under which one person's records change what another's contribute (guarantees.md rule 13)."""
+LOSSES: dict[str, tuple[str, ...]] = {name: spec.loss_types or (name,) for name, spec in OBJECTIVES.items()}
 
 
 class LocalConfig(Block):

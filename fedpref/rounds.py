@@ -86,13 +86,14 @@ def _restore(federation: Federation) -> int:
 
 def _figures(federation: Federation, release: Release, pseudo_gradient: Vector) -> dict[str, Any]:
     """What trackers are told of a round: public constants, and functions of what was released."""
-    norm = federation.server.clipping_norm
+    norm, error = federation.server.clipping_norm, federation.server.aggregation_error
     return {
         **federation.plan.public_figures(release.round, federation.ledger.num_reserved),
         "noise_std": release.noise_std,
         "pseudo_gradient_norm": float(np.linalg.norm(pseudo_gradient)),
         "parameter_norm": float(np.linalg.norm(federation.server.optimizer.parameters)),
         **({} if norm is None else {"next_max_grad_norm": norm}),
+        **({} if error is None else {"aggregation_error": error}),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedpref.aggregation.lora import LoraRule
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.channel.base import Failure, RoundRequest
 from fedpref.errors import NoDataError
@@ -40,16 +41,22 @@ class Server:
         warn: Callable[[str], None] = lambda _: None,
         clipping: QuantileClipping | None = None,
         clipping_norm: float | None = None,
+        rule: LoraRule | None = None,
+        aggregation_error: float | None = None,
     ) -> None:
         """``divisor`` is a public constant (sample_rate x num_units), never a realised count (rule 4).
 
         ``largest_norm``, a public constant as well, is more than any honest client's sum can have. A message above it is
         left out: numbers so large that the noise drowns in their rounding would undo it for everybody.
 
+        ``rule``: for updates whose mean is inexact, where every update may be seen; ``aggregation_error`` is 0 for those
+        whose mean is exact, and None where nobody may know.
+
         ``clipping``: adaptive, starting at ``clipping_norm``; the norm is part of the server's state.
         """
         self._clipping, self.clipping_norm = clipping, clipping_norm
-        self._largest_norm = largest_norm
+        self._largest_norm, self._rule, self._updates = largest_norm, rule, list[Vector]()
+        self.aggregation_error = aggregation_error
         self._manifest, self._num_clients, self._mechanism = manifest, num_clients, mechanism
         self.optimizer, self._divisor, self._rng, self._warn = optimizer, divisor, rng, warn
 
@@ -102,6 +109,8 @@ class Server:
         if mechanism.trust is Trust.LOCAL:
             return mechanism.collect([m for m in messages if isinstance(m, LocallyPrivate)], reservation)
         total = ClippedSum(np.zeros(self._dimension), mechanism.max_grad_norm)
+        if self._rule is not None:
+            self._updates = [message.value for message in messages]
         for message in messages:
             total += ClippedSum(message.value, message.l2_bound)
         return mechanism.release(total, reservation, self._rng)
@@ -132,6 +141,8 @@ class Server:
         if self._clipping is not None and self.clipping_norm is not None:
             total, self.clipping_norm = self._clipping.split(total, self.clipping_norm)
         pseudo_gradient: Vector = total / self._divisor
+        if self._rule is not None:
+            pseudo_gradient, self.aggregation_error = self._rule(self.optimizer.parameters, self._updates)
         self.optimizer.step(pseudo_gradient)
         return pseudo_gradient
 

@@ -23,6 +23,7 @@ RELEASED_FIGURES = frozenset(
         "noise_std",  # public
         "pseudo_gradient_norm",  # of the noised sum
         "next_max_grad_norm",  # under adaptive clipping, from the noised count
+        "aggregation_error",  # 0 by construction; or of a run without noise, which protects nobody
         "parameter_norm",  # of the released parameters
     }
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedpref.aggregation.lora import LoraRule
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
 from fedpref.channel.base import Channel
@@ -62,11 +63,16 @@ class TrainingInput(RunInput):
 
 @dataclass(frozen=True)
 class Trainee:
-    """What is trained: its layout, its ``initial`` values, flat fp64 [d] and public, and what clients do with their records."""
+    """What is trained: its layout, its ``initial`` values, flat fp64 [d] and public, and what clients do with their records.
+
+    ``rule`` and ``aggregation_error`` are the server's; see there.
+    """
 
     manifest: Manifest
     initial: Vector
     work: Callable[[Mapping[str, Preferences]], ClientWork]
+    rule: LoraRule | None = None
+    aggregation_error: float | None = None
 
 
 def train_reward_head(
@@ -139,6 +145,8 @@ def train(
             warn=warn,
             clipping=plan.clipping,
             clipping_norm=plan.first_norm if plan.clipping else None,
+            rule=trainee.rule,
+            aggregation_error=trainee.aggregation_error,
         )
         channel, close = _connect(given, folder, mechanism, common, rounds=plan.num_rounds - done, warn=warn)
         run_rounds(Federation(plan, mechanism, server, channel, ledger, checkpoints, Trackers(trackers), warn))

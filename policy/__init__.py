@@ -1,1 +1,1 @@
-"""Scores or preferences -> a better adapter. So far: sampling completions of public prompts from the base model."""
+"""Scores or preferences -> a better adapter: objectives on tokens, sampling, reward functions, the policy loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from policy.coupled import check_loss_type
 from reward.losses import debiased_logistic
 
 DpoLossType = Literal[
@@ -74,9 +76,28 @@ def dpo_loss(loss_type: DpoLossType, ratios: PairRatios, beta: float = 0.1, labe
     | NaN in a pair | NaN in its loss only |
 
     Raises:
-        ValueError: ``label_smoothing`` outside of its range.
+        ObjectiveNameError: a loss type that couples records (``aot``, ``bco_pair``, ...), or an unknown one.
+        ValueError: ``beta`` or ``label_smoothing`` outside of its range.
     """
+    check_dpo(loss_type, beta, label_smoothing)
     return LOSSES[loss_type](ratios, beta, label_smoothing)
+
+
+def check_dpo(loss_type: str, beta: float, label_smoothing: float) -> None:
+    """Refuse what ``dpo_loss`` would refuse, before there is a batch.
+
+    Raises:
+        ObjectiveNameError, ValueError: see ``dpo_loss``.
+    """
+    check_loss_type("dpo", loss_type, LOSSES)
+    if not (0.0 < beta < math.inf):
+        raise ValueError(f"beta={beta} is not a positive number")
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing} is not in [0, 1/2)")
+    if loss_type == "exo_pair" and not label_smoothing:
+        raise ValueError(
+            "exo_pair needs label_smoothing above 0: its divergence from a choice without doubt is infinite"
+        )
 
 
 def _sigmoid(r: PairRatios, beta: float, _: float) -> Tensor:
@@ -108,8 +129,6 @@ def _sppo_hard(r: PairRatios, beta: float, _: float) -> Tensor:
 
 
 def _exo_pair(r: PairRatios, beta: float, label_smoothing: float) -> Tensor:
-    if not 0.0 < label_smoothing < 0.5:
-        raise ValueError(f"exo_pair: label_smoothing={label_smoothing} is not in (0, 1/2)")
     p = torch.as_tensor(label_smoothing, dtype=r.chosen.dtype)
     margin = beta * r.margin
     kept = torch.sigmoid(margin) * (logsigmoid(margin) - torch.log1p(-p))

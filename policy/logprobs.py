@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from policy.head import head_logprobs
 from reward.tokens import TokenRows
-from reward.trunk import hidden_states
+from reward.trunk import hidden_states, output_head
 
 
 def answer_logps(model: Any, rows: TokenRows) -> Tensor:
@@ -30,7 +30,7 @@ def answer_logps(model: Any, rows: TokenRows) -> Tensor:
     | NaN in a record's hidden states | NaN in that record only |
 
     Raises:
-        UnsupportedModelError: see ``reward.trunk.hidden_states``.
+        UnsupportedModelError: see ``reward.trunk.hidden_states`` and ``output_head``.
     """
     token = flat_token_logps(model, rows)
     slot, _ = rows.answer_slots
@@ -45,7 +45,7 @@ def token_logps(model: Any, rows: TokenRows, temperature: float = 1.0) -> tuple[
         the log-probabilities and a mask, both [n, k, L] with L the longest answer's length; answers begin at 0.
 
     Raises:
-        UnsupportedModelError: see ``reward.trunk.hidden_states``.
+        UnsupportedModelError: see ``reward.trunk.hidden_states`` and ``output_head``.
     """
     token = flat_token_logps(model, rows, temperature)
     slot, place = rows.answer_slots
@@ -60,10 +60,9 @@ def token_logps(model: Any, rows: TokenRows, temperature: float = 1.0) -> tuple[
 
 def flat_token_logps(model: Any, rows: TokenRows, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of all answer tokens in the order of ``rows.answer_slots``, [tokens]."""
-    hidden = hidden_states(model, rows)
+    head, hidden = output_head(model), hidden_states(model, rows)
     row, column, target = rows.predictions
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return head_logprobs(base.get_output_embeddings(), hidden[row, column], target, temperature)
+    return head_logprobs(head, hidden[row, column], target, temperature)
 
 
 def group_logprobs(
@@ -83,11 +82,14 @@ def group_logprobs(
 
     Returns:
         shape [G, L], fp32; meaningless where the mask is 0.
+
+    Raises:
+        UnsupportedModelError: see ``reward.trunk.output_head``.
     """
     from transformers import DynamicCache
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk, head = causal.base_model, causal.get_output_embeddings()
+    trunk, head = causal.base_model, output_head(causal)
     size = len(completion_ids)
     cache = DynamicCache(config=causal.config)
     prompt = trunk(input_ids=prompt_ids[None], past_key_values=cache, use_cache=True).last_hidden_state

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from policy.coupled import check_loss_type
+from reward.errors import TokenBatchError
+
 
 def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = "group") -> Tensor:
     """Advantages of one prompt's completions: r - mean(r), over std(r) + 1e-4 if ``group`` (Shao et al. 2024, eq. 3).
@@ -20,7 +23,11 @@ def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = 
     | case | result |
     |---|---|
     | all rewards equal, or G = 1 | zeros |
+
+    Raises:
+        ObjectiveNameError: another ``scale_rewards``; TRL's ``batch`` couples prompts.
     """
+    check_loss_type("scale_rewards", scale_rewards, ("group", "none"))
     centred = rewards - rewards.mean()
     if scale_rewards == "none" or len(rewards) < 2:
         return centred
@@ -44,7 +51,9 @@ def grpo_loss(
     Without ``old_logprobs`` it is the loss of one step on samples of the present policy: the importance ratio is
     exp(log p - stop(log p)) = 1, whose gradient is that of log p, and no clipping is active (Shao et al. 2024, eq. 3 with
     pi_old = pi). ``grpo`` divides by the completion's length; ``dr_grpo`` by the constant ``max_completion_length`` (Liu et
-    al. 2025, "Understanding R1-Zero-like training"). The KL penalty is the estimator k3 = exp(ref - log p) - (ref - log p) - 1.
+    al. 2025, "Understanding R1-Zero-like training"). The KL penalty is the estimator k3 = exp(ref - log p) - (ref - log p) - 1,
+    times the ratio: on-policy the same value, but then its gradient is that of the KL, without bias (DeepSeek-AI 2025,
+    arXiv 2512.02556; TRL's ``use_bias_correction_kl``, its default).
 
     Args:
         logprobs: shape [G, L].
@@ -56,13 +65,24 @@ def grpo_loss(
 
     Returns:
         shape [G]; the mean over all completions of a step is TRL's loss.
+
+    Raises:
+        ObjectiveNameError: a loss type that couples records (``dapo``, ``bnpo``, ...), or an unknown one.
+        TokenBatchError: beta > 0 without ``ref_logprobs``.
     """
+    check_loss_type("grpo", loss_type, ("dr_grpo", "grpo"))
     ratio = torch.exp(logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs))
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     per_token = -torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
-    if beta and ref_logprobs is not None:
+    if beta:
+        if ref_logprobs is None:
+            raise TokenBatchError(
+                "GRPO's KL has nothing to compare with.",
+                f"beta={beta}, and there are no reference log-probabilities.",
+                "Compute them with policy.logprobs under the reference model, or set beta to 0.",
+            )
         gap = ref_logprobs - logprobs
-        per_token = per_token + beta * (torch.exp(gap) - gap - 1)
+        per_token = per_token + beta * ratio * (torch.exp(gap) - gap - 1)
     per_token = torch.where(completion_mask.bool(), per_token, 0.0)
     if loss_type == "grpo":
         return per_token.sum(1) / completion_mask.sum(1).clamp(min=1)
@@ -91,7 +111,7 @@ def kto_loss(
 
     | case | result |
     |---|---|
-    | z = 0 | TRL's first step, where the policy is the reference |
+    | z = 0 | TRL's first step, where the policy is the reference; at every step TRL's `loss_type: apo_zero_unpaired` |
     | a completion without tokens | a constant |
     | NaN in a record | NaN in its loss only |
 

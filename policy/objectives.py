@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from policy.batches import CompletionBatch, GroupBatch, UnpairedBatch
-from policy.dpo_losses import DpoLossType, PairRatios, dpo_loss
+from policy.coupled import check_loss_type
+from policy.dpo_losses import DpoLossType, PairRatios, check_dpo, dpo_loss
 from policy.logprobs import answer_logps, token_logps
 from policy.losses import grpo_loss, kto_loss, sft_loss
 from reward.batches import PairBatch
@@ -25,12 +27,16 @@ class DpoObjective:
     | others | see ``policy.dpo_losses.dpo_loss`` |
 
     Raises:
+        ObjectiveNameError, ValueError: when made, see ``policy.dpo_losses.check_dpo``.
         TokenBatchError: a batch without ``ref_logps``.
     """
 
     loss_type: DpoLossType = "sigmoid"
     beta: float = 0.1
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_dpo(self.loss_type, self.beta, self.label_smoothing)
 
     def __call__(self, model: Any, batch: PairBatch) -> Tensor:
         """Loss of every pair, [n], fp32."""
@@ -50,12 +56,16 @@ class KtoObjective:
     | others | see ``policy.losses.kto_loss`` |
 
     Raises:
+        ValueError: when made, with a ``beta`` that is not positive.
         TokenBatchError: a batch without ``ref_logps``.
     """
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_above_zero(beta=self.beta)
 
     def __call__(self, model: Any, batch: UnpairedBatch) -> Tensor:
         """Loss of every record, [n], fp32."""
@@ -76,6 +86,9 @@ class SftObjective:
     """Negative log-likelihood of completions given their prompts, each over its own tokens (``policy.losses.sft_loss``)."""
 
     reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        check_loss_type("reduction", self.reduction, ("mean", "sum"))
 
     def __call__(self, model: Any, batch: CompletionBatch) -> Tensor:
         """Loss of every record, [n], fp32."""
@@ -99,6 +112,7 @@ class GrpoObjective:
     | a completion without tokens | contributes 0 |
 
     Raises:
+        ObjectiveNameError, ValueError: when made, with a loss type that is not offered, or a number out of its range.
         TokenBatchError: beta > 0 and a batch without ``ref_token_logps``.
     """
 
@@ -107,6 +121,10 @@ class GrpoObjective:
     beta: float = 0.0
     temperature: float = 1.0
     epsilon: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_loss_type("grpo", self.loss_type, ("dr_grpo", "grpo"))
+        _check_above_zero(max_completion_length=self.max_completion_length, temperature=self.temperature)
 
     def __call__(self, model: Any, batch: GroupBatch) -> Tensor:
         """Loss of every group, [n], fp32."""
@@ -130,6 +148,12 @@ class GrpoObjective:
 def _as_rows(values: Tensor | None, length: int) -> Tensor | None:
     """[n, G, >= L] -> [n G, L]: a batch that was cut may have lost its longest completion."""
     return None if values is None else values[..., :length].flatten(0, 1)
+
+
+def _check_above_zero(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not 0.0 < number < math.inf:
+            raise ValueError(f"{name}={number} is not a positive number")
 
 
 def _required(values: Tensor | None, name: str) -> Tensor:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
+from policy.coupled import COUPLED, check_loss_type, couples, unknown
 from reward.errors import ObjectiveNameError
 
+__all__ = ["COUPLED", "ENTRY_POINTS", "OBJECTIVES", "BatchKind", "Objective", "ObjectiveSpec", "find_objective"]
 ENTRY_POINTS = "fedpref.objectives"
 BatchKind = Literal["pairs", "choices", "unpaired", "completions", "groups"]
 Objective = Callable[[Any, Any], Any]
-
-COUPLED: dict[str, str] = {
-    "aot": "it sorts the margins of the whole batch",
-    "aot_pair": "it sorts the margins of the whole batch",
-    "aot_unpaired": "it sorts the log-ratios of the whole batch",
-    "bco_pair": "its rewards are shifted by a running mean over batches; TRL's form without the shift is another loss",
-    "nll": "TRL's divides by the tokens of the whole batch; `sft` divides by the record's own",
-    "dft": "it divides by the tokens of the whole batch",
-    "dapo": "it divides by the tokens of the whole batch",
-    "bnpo": "it divides by the tokens of the whole batch",
-    "cispo": "it divides by the tokens of the whole batch",
-    "vespo": "it divides by the tokens of the whole batch",
-    "kto_batch_kl": "its reference point is the divergence on other records of the batch; `kto` is given a fixed one",
-    "scale_rewards=batch": "it divides every advantage by the deviation of all prompts' rewards",
-    "normalize_then_sum": "it normalises rewards over all prompts of the batch",
-}
-"""Losses (and settings) of TRL under which one person's records change what another's contribute."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +24,8 @@ class ObjectiveSpec:
         columns: of the data set, in TRL's names; ``?`` behind a column that may be missing.
         batch: what the collator makes: ``reward.batches.PairBatch``, ``SelectorBatch``, or ``policy.batches``.
         build: settings -> ``(model, batch) -> loss per record [n]``; called with what the recipe says.
-        loss_types: allowed values of ``loss_type``, the default first; empty where there is only one loss.
+        loss_types: allowed values of ``loss_type``, the default first; empty where there is only one loss, which may then be
+            asked for by the objective's name.
         reference: does the batch need the reference model's log-probabilities?
         score: is the model one with a score (``reward.model``) rather than a causal language model?
     """
@@ -57,33 +42,22 @@ class ObjectiveSpec:
         """The objective with these settings (``loss_type``, ``beta``, ...).
 
         Raises:
-            ObjectiveNameError: a loss type that is unknown or couples records, or a setting that the objective lacks or
-                does not take.
+            ObjectiveNameError: a loss type that is unknown or couples records, or a setting that the objective lacks, does
+                not take, or that is out of its range.
         """
         given = dict(settings or {})
-        if self.loss_types:
-            given.setdefault("loss_type", self.loss_types[0])
-            check_loss_type(self, given["loss_type"])
+        offered = self.loss_types or (self.name,)
+        check_loss_type(self.name, given.setdefault("loss_type", offered[0]), offered)
+        if not self.loss_types:
+            del given["loss_type"]  # the only loss there is, which the class is not told
         try:
             return self.build(**given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ObjectiveNameError(
                 f"The objective {self.name!r} does not take these settings.",
                 f"{error}.",
                 "Give the settings that its class documents.",
             ) from None
-
-
-def check_loss_type(spec: ObjectiveSpec, loss_type: str) -> None:
-    """Refuse a loss type that the objective does not offer.
-
-    Raises:
-        ObjectiveNameError: it couples the records of a batch, or is unknown.
-    """
-    if loss_type in COUPLED and loss_type not in spec.loss_types:
-        raise _coupled(loss_type)
-    if loss_type not in spec.loss_types:
-        raise _unknown(f"{spec.name} has no loss_type", loss_type, spec.loss_types)
 
 
 def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = None) -> ObjectiveSpec:
@@ -97,12 +71,17 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     if name in COUPLED:
-        raise _coupled(name)
+        raise couples(name, tuple(OBJECTIVES))
     if objectives and name in objectives:
         return objectives[name]
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
-        raise _unknown("There is no objective", name, [*OBJECTIVES, *(objectives or {}), *sorted(found)])
+        raise unknown(
+            "There is no objective",
+            name,
+            (*OBJECTIVES, *(objectives or {}), *sorted(found)),
+            f"Install the package that offers it as an entry point of `{ENTRY_POINTS}`.",
+        )
     try:
         spec = found[name].load()
     except Exception as error:  # another package's import may raise anything
@@ -120,44 +99,59 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
     return spec
 
 
-def _unknown(what: str, name: str, known: Any) -> ObjectiveNameError:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return ObjectiveNameError(
-        f"{what} {name!r}.",
-        f"There are: {', '.join(known)}.",
-        f"Did you mean {near[0]!r}?"
-        if near
-        else f"Install the package that offers it as an entry point of `{ENTRY_POINTS}`.",
-    )
+def _make(kind: Callable[..., Objective], settings: Mapping[str, Any]) -> Objective:
+    """An objective's class with settings that it has.
+
+    Raises:
+        TypeError: a setting that it lacks, told with those that there are.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type] # every class below is a dataclass
+    lacking = sorted(set(settings) - set(known))
+    if lacking:
+        raise TypeError(f"There is no setting {', '.join(lacking)}; there is {', '.join(known) or 'none'}")
+    return kind(**settings)
 
 
-def _coupled(name: str) -> ObjectiveNameError:
-    return ObjectiveNameError(
-        f"The loss {name!r} couples the records of a batch.",
-        f"For {COUPLED[name]}, one person's records move another's gradient, and clipping each of them bounds nothing.",
-        "Use one of: "
-        + ", ".join(sorted({loss for spec in OBJECTIVES.values() for loss in spec.loss_types or (spec.name,)})),
-    )
+# Each imports its class when it is first built: reading a recipe needs no torch.
 
 
-def _late(module: str, name: str) -> Callable[..., Objective]:
-    """The class of that name, imported when it is first built; torch is not needed to read a recipe."""
+def _bradley_terry(**settings: Any) -> Objective:
+    from reward.objectives import BradleyTerryObjective
 
-    def build(**settings: Any) -> Objective:
-        from importlib import import_module
-
-        kind = getattr(import_module(module), name)
-        known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(settings)
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise TypeError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
-        objective: Objective = kind(**settings)
-        return objective
-
-    return build
+    return _make(BradleyTerryObjective, settings)
 
 
-_DPO = (
+def _binary_selector(**settings: Any) -> Objective:
+    from reward.objectives import SelectorObjective
+
+    return _make(SelectorObjective, settings)
+
+
+def _dpo(**settings: Any) -> Objective:
+    from policy.objectives import DpoObjective
+
+    return _make(DpoObjective, settings)
+
+
+def _kto(**settings: Any) -> Objective:
+    from policy.objectives import KtoObjective
+
+    return _make(KtoObjective, settings)
+
+
+def _sft(**settings: Any) -> Objective:
+    from policy.objectives import SftObjective
+
+    return _make(SftObjective, settings)
+
+
+def _grpo(**settings: Any) -> Objective:
+    from policy.objectives import GrpoObjective
+
+    return _make(GrpoObjective, settings)
+
+
+_DPO_LOSSES = (
     "sigmoid",
     "ipo",
     "hinge",
@@ -178,19 +172,19 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "bradley_terry",
             (*_PAIR, "margin?"),
             "pairs",
-            _late("reward.objectives", "BradleyTerryObjective"),
+            _bradley_terry,
             score=True,
         ),
-        ObjectiveSpec("binary_selector", _PAIR, "choices", _late("reward.objectives", "SelectorObjective")),
-        ObjectiveSpec("dpo", _PAIR, "pairs", _late("policy.objectives", "DpoObjective"), _DPO, reference=True),
+        ObjectiveSpec("binary_selector", _PAIR, "choices", _binary_selector),
+        ObjectiveSpec("dpo", _PAIR, "pairs", _dpo, _DPO_LOSSES, reference=True),
         ObjectiveSpec(
             "kto",
             ("prompt", "completion", "label"),
             "unpaired",
-            _late("policy.objectives", "KtoObjective"),
+            _kto,
             reference=True,
         ),
-        ObjectiveSpec("sft", ("prompt", "completion"), "completions", _late("policy.objectives", "SftObjective")),
-        ObjectiveSpec("grpo", ("prompt",), "groups", _late("policy.objectives", "GrpoObjective"), ("dr_grpo", "grpo")),
+        ObjectiveSpec("sft", ("prompt", "completion"), "completions", _sft),
+        ObjectiveSpec("grpo", ("prompt",), "groups", _grpo, ("dr_grpo", "grpo")),
     )
 }

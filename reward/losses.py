@@ -63,8 +63,7 @@ def preference_loss(
     Raises:
         ValueError: a probability outside of [0, 1/2), or both of them above 0.
     """
-    if not 0.0 <= label_smoothing < 0.5 or (label_smoothing and flip_probability):
-        raise ValueError("label_smoothing is in [0, 1/2), and 0 where labels are debiased for flips")
+    check_label_noise(label_smoothing, flip_probability)
     margins = chosen_scores - rejected_scores
     decided = margins if margin is None else margins - margin
     losses = debiased_logistic(decided, flip_probability)
@@ -74,6 +73,18 @@ def preference_loss(
         return losses
     split = -0.5 * (functional.logsigmoid(margins) + functional.logsigmoid(-margins))
     return torch.where(tie, split, losses)
+
+
+def check_label_noise(label_smoothing: float, flip_probability: float) -> None:
+    """Refuse probabilities that ``preference_loss`` does not take.
+
+    Raises:
+        ValueError: see there.
+    """
+    if not 0.0 <= flip_probability < 0.5:
+        raise ValueError(f"flip_probability={flip_probability} is not in [0, 1/2)")
+    if not 0.0 <= label_smoothing < 0.5 or (label_smoothing and flip_probability):
+        raise ValueError("label_smoothing is in [0, 1/2), and 0 where labels are debiased for flips")
 
 
 def selector_loss(choice_logits: Tensor, label: Tensor) -> Tensor:

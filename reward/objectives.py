@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from reward.batches import PairBatch, SelectorBatch
-from reward.losses import preference_loss, selector_loss
+from reward.losses import check_label_noise, preference_loss, selector_loss
 from reward.model import answer_scores
-from reward.trunk import hidden_states
+from reward.trunk import hidden_states, output_head
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,17 @@ class BradleyTerryObjective:
     | an answer without tokens | scored at the prompt's last token |
     | chosen and rejected are the same text | log 2, without a gradient |
     | NaN in a record | NaN in its loss only |
+
+    Raises:
+        ValueError: when made, with a probability that ``preference_loss`` does not take.
     """
 
     label_smoothing: float = 0.0
     flip_probability: float = 0.0
     center_rewards_coefficient: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_label_noise(self.label_smoothing, self.flip_probability)
 
     def __call__(self, model: Any, batch: PairBatch) -> Tensor:
         """Loss of every pair, [n], fp32."""
@@ -59,7 +65,7 @@ class SelectorObjective:
     | case | result |
     |---|---|
     | no records | shape [0] |
-    | both answers are the same text | log 2 at best on average, by whichever token the model prefers |
+    | both answers are the same text | that of an arbitrary letter, fixed by the text |
     | NaN in a record | NaN in its loss only |
     """
 
@@ -69,12 +75,13 @@ class SelectorObjective:
 
 
 def choice_logits(model: Any, batch: SelectorBatch) -> Tensor:
-    """Logits of the two choices behind every prompt, [n, 2], fp32 or wider; the head is applied to these two only."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Logits of the two choices behind every prompt, [n, 2], fp32 or wider; a frozen head is applied to these two only."""
     hidden = hidden_states(model, batch.rows)
     last = hidden[torch.arange(len(hidden), device=hidden.device), batch.rows.prompt_end]
-    head = base.get_output_embeddings()
-    choices = torch.tensor(batch.choice_ids, device=last.device)
-    bias = None if getattr(head, "bias", None) is None else head.bias[choices]
-    logits = functional.linear(last, head.weight[choices], bias)
+    head, choices = output_head(model), torch.tensor(batch.choice_ids, device=last.device)
+    if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
+        bias = None if head.bias is None else head.bias[choices]
+        logits = functional.linear(last, head.weight[choices], bias)
+    else:  # trained or adapted: its rows are not all there is to it, and gradients per unit need its call
+        logits = head(last)[:, choices]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reward.errors import UnsupportedModelError
 from reward.tokens import PADDING, PROMPT, TokenRows
 
 MASKS = ("sdpa", "eager")  # attention implementations that take a mask of our own
+SCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""What transformers' configurations call that which is done to logits behind the head (Gemma 2, Granite, Cohere, Falcon H1)."""
 
 
 def hidden_states(model: Any, rows: TokenRows) -> Tensor:
@@ -48,6 +50,21 @@ def hidden_states(model: Any, rows: TokenRows) -> Tensor:
     mask = _block_mask(answer, base.dtype) if rows.layout == "shared" else (answer != PADDING).long()
     hidden: Tensor = trunk(**given, attention_mask=mask, position_ids=places, use_cache=False).last_hidden_state
     return hidden[:, width:]
+
+
+def output_head(model: Any) -> nn.Module:
+    """The language-model head: hidden states [..., hidden] -> logits [..., vocabulary], with nothing behind it.
+
+    Raises:
+        UnsupportedModelError: a model that scales or caps its logits, whose log-probabilities would be others.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    for name in SCALED:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise _unsupported(f"it changes its logits behind the head ({name})", "a model without that")
+    head: nn.Module = base.get_output_embeddings()
+    return head
 
 
 def shares_prompts(config: Any) -> bool:

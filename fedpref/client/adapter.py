@@ -40,6 +40,7 @@ class GradientWork:
         self._num_clients, self._part = num_clients, runtime.part
         self._part.thaw()
         self._engine = UnitGradientEngine(self._part.model, objective, self._part.parameters)
+        self._checked = False
 
     @property
     def units(self) -> Units:
@@ -52,6 +53,7 @@ class GradientWork:
         units = np.flatnonzero(selected)
         self._material.prepare(self._records.of_units(units)[0])
         self._part.thaw()
+        self._check_units_leave_one_another_alone(units)
         at_once = max(1, NUMBERS_AT_ONCE // len(parameters))
         pending: dict[int, ClippedSum] = {}
         done = 0
@@ -65,6 +67,18 @@ class GradientWork:
             done = ended
         for client in range(done, self._num_clients):
             yield pending.pop(client, clipping.zeros(len(parameters)))
+
+    def _check_units_leave_one_another_alone(self, units: Index) -> None:
+        """Let the engine check its first batch with two units on two short records: that takes many backward passes."""
+        records, owner = self._records.of_units(units)
+        if self._checked or len(np.unique(owner)) < 2:
+            return
+        order = np.argsort(self._material.sizes(records), kind="stable")
+        other = next(i for i in order if owner[i] != owner[order[0]])
+        two = records[[order[0], other]]
+        batch = self._material.batch(two, torch.arange(2), torch.from_numpy(self._records.weight[two]))
+        self._engine.accumulate(batch, self._engine.zeros(2))
+        self._checked = True
 
     def _group(self, units: Index, clipping: RoundClipping) -> Iterator[tuple[int, ClippedSum]]:
         gradients = self._engine.zeros(len(units))

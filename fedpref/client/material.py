@@ -18,8 +18,9 @@ from policy.batches import CompletionBatch, UnpairedBatch
 from policy.logprobs import answer_logps
 from policy.trainable import TrainablePart
 from reward.backbone import Backbone
-from reward.batches import PairBatch
+from reward.batches import PairBatch, SelectorBatch
 from reward.pairs import Conversation
+from reward.selection import choice_ids, selector_record
 from reward.tokens import Layout, TokenRecord, collate, tokenize
 from reward.trunk import shares_prompts
 
@@ -215,9 +216,42 @@ class UnpairedMaterial(TextMaterial):
         return sides[there], owner[there], label[there]
 
 
+class SelectorMaterial(TextMaterial):
+    """A binary selector (FedBis): a record is the question which of its two answers is better."""
+
+    def prepare(self, records: Index) -> None:
+        """Nothing: there is no reference."""
+
+    def sizes(self, records: Index) -> list[int]:
+        """Tokens of the question."""
+        return [self._question(int(i))[0].num_tokens for i in records]
+
+    def batch(self, records: Index, row_unit: Tensor, weight: Tensor) -> SelectorBatch:
+        """The questions, and which answer was preferred."""
+        asked = [self._question(int(i)) for i in records]
+        return SelectorBatch(
+            rows=collate([tokens for tokens, _ in asked], num_answers=1, layout="separate"),
+            row_unit=row_unit,
+            weight=weight,
+            label=torch.tensor([label for _, label in asked], dtype=torch.int64),
+            choice_ids=choice_ids(self.runtime.backbone.tokenizer),
+        ).to(self.runtime.device)
+
+    def _question(self, record: int) -> tuple[TokenRecord, int]:
+        better, worse = (self.records.texts[int(side[record])] for side in (self.records.first, self.records.second))
+        return selector_record(
+            self.runtime.backbone.tokenizer,
+            better.prompt,
+            better.completion,
+            worse.completion,
+            max_length=self.runtime.max_length,
+        )
+
+
 MATERIALS: dict[str, Callable[[Runtime, NodeRecords], Material]] = {
     "dpo": lambda runtime, records: PairMaterial(runtime, records, reference=True),
     "bradley_terry": lambda runtime, records: PairMaterial(runtime, records, reference=False),
     "kto": lambda runtime, records: UnpairedMaterial(runtime, records, reference=True),
+    "binary_selector": lambda runtime, records: SelectorMaterial(runtime, records, reference=False),
     "sft": lambda runtime, records: CompletionMaterial(runtime, records, reference=False),
 }

@@ -11,10 +11,11 @@ import numpy as np
 
 from fedpref.config import EvaluationConfig, Recipe
 from fedpref.data.digests import content_digests, file_digest
-from fedpref.data.formats import require
+from fedpref.data.formats import USES, Use, require
 from fedpref.data.partition import one_client_each, partition
 from fedpref.data.preferences import Preferences, check_records, problems_of
 from fedpref.data.reading import Reading, as_dataset, files_of, read_dataset
+from fedpref.data.single import check_single
 from fedpref.data.spec import DatasetSpec, find_dataset
 from fedpref.data.split import Split, is_evaluation_user, split_preferences
 from fedpref.errors import CODED_ERRORS, NoDataError, UnsupportedPlanError
@@ -83,7 +84,7 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
     """
     specs = [find_dataset(name) for name in recipe.datasets]
     for spec in specs:
-        require(spec, "pairs")
+        check_use(spec, recipe)
         _one_record_one_pair(spec, recipe)
     _no_file_twice(specs, recipe)
     rows: Counter[tuple[str, str, str]] = Counter()
@@ -134,6 +135,24 @@ def split_preferences_of(part: Preferences, recipe: Recipe) -> Preferences:
     return split_preferences(part, recipe.evaluation.model_copy(update={"unseen_topics": present})).train
 
 
+def check_use(spec: DatasetSpec, recipe: Recipe) -> None:
+    """Refuse a data set that does not carry what the recipe's objective learns from.
+
+    Pairs serve every objective of completions: KTO takes each answer by itself, SFT the better one.
+
+    Raises:
+        WrongFormatError: with the formats that would do.
+    """
+    objective = "bradley_terry" if recipe.training is None else recipe.training.objective
+    others: dict[str, Use] = {"kto": "labels", "sft": "public text"}
+    if objective == "grpo":
+        require(spec, "prompts")
+    elif USES[spec.format] == "pairs" or objective not in others:
+        require(spec, "pairs")
+    else:
+        require(spec, others[objective])
+
+
 def _files(spec: DatasetSpec) -> list[Path | None]:
     """The files of a data set; one None if it lies in none."""
     return [*files_of(spec)] if spec.is_local else [None]
@@ -141,7 +160,7 @@ def _files(spec: DatasetSpec) -> list[Path | None]:
 
 def _one_record_one_pair(spec: DatasetSpec, recipe: Recipe) -> None:
     """A ranked list or a rating makes several pairs: bounding each pair would not bound the record."""
-    if recipe.privacy.unit is PrivacyUnit.EXAMPLE and spec.format != "preference":
+    if recipe.privacy.unit is PrivacyUnit.EXAMPLE and spec.format in {"ranked", "rated"}:
         raise UnsupportedPlanError(
             f"{spec.name}: records of the format {spec.format} make several pairs each.",
             "Under privacy.unit: example every pair is clipped by itself, so a record would count several times.",
@@ -210,7 +229,10 @@ def _read(
     rows.update(reading.members)
     numbers = np.concatenate([table.column("row").to_numpy() for table in tables])
     randomized = recipe.privacy.labels == "randomized_response"
-    data, problems = check_records(as_dataset(tables), numbers, whichever_won=randomized)
+    if USES[spec.format] == "pairs":
+        data, problems = check_records(as_dataset(tables), numbers, whichever_won=randomized)
+    else:
+        data, problems = check_single(as_dataset(tables), numbers)
     for problem in (*problems_of(reading.problems), *problems):
         warn(f"{reading.name}: {problem.describe()}")
     return data

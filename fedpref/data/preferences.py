@@ -120,7 +120,7 @@ def check_records(
     left_out = {i for members in problems.values() for i in members}
     kept = [row for i, row in enumerate(rows) if i not in left_out]
     at = np.arange(1, len(rows) + 1) if numbers is None else numbers
-    return _pack(index, kept), problems_of({code: [int(at[i]) for i in members] for code, members in problems.items()})
+    return pack(index, kept), problems_of({code: [int(at[i]) for i in members] for code, members in problems.items()})
 
 
 def _row(index: dict[Conversation, int], record: Any) -> tuple[int, int, str, str, str]:
@@ -133,7 +133,8 @@ def _row(index: dict[Conversation, int], record: Any) -> tuple[int, int, str, st
     return sides[0], sides[1], record["user_id"], record["topic"], record["client"]
 
 
-def _pack(index: dict[Conversation, int], rows: Iterable[tuple[int, int, str, str, str]]) -> Preferences:
+def pack(index: dict[Conversation, int], rows: Iterable[tuple[int, int, str, str, str]]) -> Preferences:
+    """(chosen, rejected, user, topic, client) of every record, over the distinct texts of ``index``."""
     columns = list(zip(*rows, strict=True)) or [(), (), (), (), ()]
     return Preferences(
         tuple(index),

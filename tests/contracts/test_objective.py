@@ -15,7 +15,9 @@ N, D = 7, 5
 
 
 class ObjectiveContract(ABC):
-    """Records are numbered 0 to N - 1; ``losses`` are those of the records asked for, in that order."""
+    """Records are numbered 0 to size - 1; ``losses`` are those of the records asked for, in that order."""
+
+    size = N
 
     @abstractmethod
     def losses(self, records: Tensor) -> Tensor:
@@ -30,22 +32,24 @@ class ObjectiveContract(ABC):
         return gradient
 
     def test_there_is_one_finite_loss_per_record(self) -> None:
-        losses = self.losses(torch.arange(N))
-        assert losses.shape == (N,)
+        losses = self.losses(torch.arange(self.size))
+        assert losses.shape == (self.size,)
         assert losses.isfinite().all()
         assert len(set(losses.tolist())) > 1
 
     def test_a_permutation_of_records_permutes_their_losses(self) -> None:
-        order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(self.losses(order), self.losses(torch.arange(N))[order], rtol=1e-6, atol=1e-7)
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(
+            self.losses(order), self.losses(torch.arange(self.size))[order], rtol=1e-6, atol=1e-7
+        )
 
     def test_dropping_the_neighbours_changes_neither_loss_nor_gradient(self) -> None:
-        whole = self.losses(torch.arange(N))
-        for record in range(N):
+        whole = self.losses(torch.arange(self.size))
+        for record in range(self.size):
             alone = torch.tensor([record])
             torch.testing.assert_close(self.losses(alone)[0], whole[record], rtol=1e-6, atol=1e-7)
             torch.testing.assert_close(
-                self.gradient(alone, 0), self.gradient(torch.arange(N), record), rtol=1e-5, atol=1e-7
+                self.gradient(alone, 0), self.gradient(torch.arange(self.size), record), rtol=1e-5, atol=1e-7
             )
 
     def test_no_record_gives_no_loss(self) -> None:

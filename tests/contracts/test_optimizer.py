@@ -139,3 +139,46 @@ class TestAdagrad(OptimizerContract):
 
     def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
         return torch.optim.Adagrad([parameter], lr=0.2)
+
+
+class SlowYogi(torch.optim.Optimizer):
+    """Zaheer et al. 2018, algorithm 2, a coordinate at a time; v starts at eps^2 (Reddi et al. 2021)."""
+
+    def __init__(self, parameter: torch.nn.Parameter) -> None:
+        super().__init__([parameter], {})
+        self.m, self.v = [0.0] * D, [1e-6] * D
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        (parameter,) = self.param_groups[0]["params"]
+        for i, g in enumerate(parameter.grad.tolist()):
+            self.m[i] = 0.9 * self.m[i] + (1 - 0.9) * g
+            sign = float(np.sign(self.v[i] - g * g))
+            self.v[i] -= (1 - 0.99) * (g * g) * sign
+            parameter.data[i] -= 0.05 * self.m[i] / (self.v[i] ** 0.5 + 1e-3)
+
+
+class TestYogi(OptimizerContract):
+    def config(self) -> RewardConfig:
+        return RewardConfig(public_data="p", optim="yogi", learning_rate=0.05)
+
+    def oracle(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return SlowYogi(parameter)
+
+    def test_it_takes_the_steps_of_torch(self) -> None:
+        """Torch has none: those of the slow one, to the last bits."""
+        ours, parameter = self.make(), torch.nn.Parameter(torch.zeros(D, dtype=torch.float64))
+        theirs = self.oracle(parameter)
+        for gradient in GRADIENTS:
+            ours.step(gradient)
+            parameter.grad = torch.tensor(gradient)
+            theirs.step()
+            np.testing.assert_allclose(ours.parameters, parameter.detach().numpy(), rtol=1e-12)
+
+
+def test_it_starts_where_it_is_told_and_keeps_no_hold_on_it() -> None:
+    start = np.arange(D, dtype=np.float64)
+    ours = ServerOptimizer(RewardConfig(public_data="p", momentum=0.0, average_from=1.0), D, ROUNDS, start)
+    assert np.array_equal(ours.averaged, start)
+    ours.step(GRADIENTS[0])
+    assert np.array_equal(start, np.arange(D))
+    np.testing.assert_array_equal(ours.averaged, start - GRADIENTS[0])  # the last iterate: no mean

@@ -17,12 +17,13 @@ from fedpref.client.contribution import RoundClipping
 from fedpref.client.material import MATERIALS, Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
+from privacy.clipping import ClippedSum
+from privacy.gradients import UnitGradients
 from privacy.units import PrivacyUnit
 from tests.fedpref.adapters import adapter_recipe
 from tests.tiny import preferences
 
 STEPS, BATCH, LEARNING_RATE, PROMPT = 20, 2, 3e-3, "Say something."
-BOUND = 4.0  # nobody is clipped; the grid of the sums is 2^-17 of it
 WORDS = [
     "yes",
     "no",
@@ -55,7 +56,14 @@ def pairs() -> list[tuple[str, str, str]]:
 def recipe_of(tmp_path: Path, model: Path, **changes: Any) -> Recipe:
     optimizer = {"optim": "adam", "learning_rate": LEARNING_RATE, "adam_beta2": 0.999}
     given = {f"training__{key}": value for key, value in {**optimizer, "adapter": "lora"}.items()}
-    return adapter_recipe(tmp_path, model, privacy__unit="example", **given, **changes)
+    return adapter_recipe(tmp_path, model, privacy__unit="example", max_length=128, **given, **changes)
+
+
+class Unclipped(RoundClipping):
+    """Privacy off: the very sum. The grid of real sums would cut Adam's smallest gradients off."""
+
+    def of(self, gradients: UnitGradients, group: Any, num_groups: int) -> list[ClippedSum]:
+        return [ClippedSum(gradients.flat().double().sum(0).numpy(), 1.0)]
 
 
 def our_losses(recipe: Recipe) -> tuple[Runtime, list[float]]:
@@ -71,8 +79,7 @@ def our_losses(recipe: Recipe) -> tuple[Runtime, list[float]]:
     for step in range(STEPS):
         mine = np.array([chosen.index(pairs()[step * BATCH + i][1]) for i in range(BATCH)])
         selected = np.isin(np.arange(len(chosen)), mine)
-        (total,) = work.clipped_sums(server.parameters, selected, RoundClipping(BOUND))
-        assert np.linalg.norm(total.value) < BOUND  # nobody was clipped
+        (total,) = work.clipped_sums(server.parameters, selected, Unclipped(1.0))
         with torch.no_grad():
             batch = material.batch(mine, torch.arange(BATCH), torch.ones(BATCH))
             losses.append(float(objective(runtime.part.model, batch).mean()))
@@ -96,7 +103,7 @@ def common(folder: Path) -> dict[str, Any]:
         "logging_steps": 1000,
         "report_to": [],
         "disable_tqdm": True,
-        "max_length": 64,
+        "max_length": 128,  # TRL drops longer pairs of reward models, so that later batches are others
     }
 
 
@@ -140,7 +147,7 @@ def test_dpo_is_trls_step_by_step(
     config = DPOConfig(**common(tmp_path / "trl"), beta=0.1, loss_type=[loss_type])
     theirs = trl_losses(DPOTrainer, config, other.part.model, other.backbone.tokenizer)
     assert len(ours) == len(theirs) == STEPS
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
     assert max(theirs) - min(theirs) > 0.01  # something was learnt, so that equal steps say something
 
 
@@ -156,5 +163,5 @@ def test_the_reward_model_is_trls_step_by_step(
     other = make_runtime(recipe)
     config = RewardConfig(**common(tmp_path / "trl"))
     theirs = trl_losses(RewardTrainer, config, other.part.model, other.backbone.tokenizer)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
     assert max(theirs) - min(theirs) > 0.01

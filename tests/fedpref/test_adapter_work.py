@@ -97,6 +97,20 @@ def test_memory_for_gradients_is_cut_into_groups_without_changing_a_bit_of_meani
     np.testing.assert_allclose(sums(work, parameters), whole, atol=1e-6 + 8 * grid_step(1.0, whole.shape[1]))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("adapter", ["lora", "lora_core"])
+def test_checkpointing_activations_changes_memory_and_nothing_else(
+    tmp_path: Path, tiny_model: Path, adapter: str
+) -> None:
+    found = []
+    for on in (False, True):
+        changes = {"training__adapter": adapter, "training__gradient_checkpointing": on}
+        runtime, work = work_of(adapter_recipe(tmp_path, tiny_model, **changes), CLIENTS)
+        found.append(sums(work, elsewhere(runtime.part.start.double().numpy()), 0.1))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    assert np.abs(found[0]).max() > 1e-4
+
+
 def test_nobody_selected_is_zeros_for_every_client(tmp_path: Path, tiny_model: Path) -> None:
     runtime, work = work_of(adapter_recipe(tmp_path, tiny_model), CLIENTS)
     nobody = np.zeros(4, dtype=np.bool_)

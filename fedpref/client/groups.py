@@ -1,0 +1,105 @@
+"""GRPO on private prompts: a client samples completions of its prompts, scores them, and sends one clipped gradient a unit.
+
+Completions, rewards and advantages never leave; a prompt's whole group is one record (guarantees.md rule 13). Every group
+is sampled by itself under a seed of its own, drawn afresh: were one generator shared, another person's prompt would decide
+what is sampled for this one, and clipping would bound neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpref.client.material import Runtime
+from fedpref.client.records import Index, NodeRecords
+from policy.batches import GroupBatch
+from policy.improve import reward_rollout
+from policy.logprobs import token_logps
+from policy.losses import group_advantages
+from policy.rewards import WeightedRewards
+from policy.rollout import sample_rollout
+from reward.tokens import TokenRecord, collate
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled and compared."""
+
+    num_generations: int
+    max_completion_length: int
+    temperature: float = 1.0
+    scale_rewards: Any = "group"
+    prompt_suffix: str = ""
+    reference: bool = False
+
+
+@dataclass
+class GroupMaterial:
+    """Records are prompts; a text's completion is the answer that a verifiable reward compares with (empty: none)."""
+
+    runtime: Runtime
+    records: NodeRecords
+    rewards: WeightedRewards
+    sampling: Sampling
+    seeds: Callable[[], int]
+    _groups: dict[int, tuple[TokenRecord, Tensor]] = field(default_factory=dict, repr=False)
+
+    def prepare(self, records: Index) -> None:
+        """Sample and score anew at the parameters that are loaded: the groups of one round."""
+        self._groups = {int(i): self._sample(int(i)) for i in records}
+
+    def sizes(self, records: Index) -> list[int]:
+        """Tokens of the prompt and all its completions."""
+        return [self._groups[int(i)][0].num_tokens for i in records]
+
+    def batch(self, records: Index, row_unit: Tensor, weight: Tensor) -> GroupBatch:
+        """The groups with their advantages."""
+        groups = [self._groups[int(i)] for i in records]
+        number = self.sampling.num_generations
+        rows = collate([g[0] for g in groups], num_answers=number, layout=self.runtime.layout)
+        advantages = [group_advantages(g[1], self.sampling.scale_rewards) for g in groups]
+        rows = rows.to(self.runtime.device)
+        return GroupBatch(
+            rows=rows,
+            row_unit=row_unit.to(self.runtime.device),
+            weight=weight.to(self.runtime.device),
+            advantages=torch.stack(advantages).to(self.runtime.device),
+            ref_token_logps=self._reference(rows) if self.sampling.reference else None,
+        )
+
+    def rewards_of(self, record: int) -> Tensor:
+        """Weighted rewards of a fresh group, [num_generations]."""
+        return self._sample(record)[1]
+
+    def _sample(self, record: int) -> tuple[TokenRecord, Tensor]:
+        said, s = self.records.texts[int(self.records.first[record])], self.sampling
+        *earlier, (role, content) = said.prompt
+        prompt = [{"role": r, "content": c} for r, c in (*earlier, (role, content + s.prompt_suffix))]
+        row = {"prompt": prompt, **({"answer": said.completion} if said.completion else {})}
+        rollout = sample_rollout(
+            self.runtime.backbone,
+            self.runtime.part.model,
+            [row],
+            num_generations=s.num_generations,
+            max_completion_length=s.max_completion_length,
+            temperature=s.temperature,
+            seed=self.seeds(),
+        )
+        rewards = self.rewards.total(reward_rollout(self.rewards, rollout))
+        answers = tuple(
+            tuple(ids[: int(n)].tolist()) for ids, n in zip(rollout.completion_ids, rollout.lengths, strict=True)
+        )
+        return TokenRecord(tuple(rollout.prompt_ids[0].tolist()), answers), rewards
+
+    @torch.no_grad()
+    def _reference(self, rows: Any) -> Tensor:
+        if self.runtime.ref_model == "global":
+            return token_logps(self.runtime.part.model, rows, self.sampling.temperature)[0]
+        with self.runtime.part.as_base() as reference:
+            values = token_logps(reference, rows, self.sampling.temperature)[0]
+        self.runtime.part.thaw()
+        return values
