@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def _measure(given: Any) -> dict[str, float]:
-    run = {
+    run: dict[str, Callable[[Any], float]] = {
         "ours": _ours,
         "ours_private": _private,
         "trl": lambda g: _trl(g, best=True),
@@ -146,7 +147,8 @@ def _trl(given: Any, *, best: bool) -> float:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     from reward.backbone import load_backbone
 
