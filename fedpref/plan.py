@@ -284,8 +284,8 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     check_training(recipe)
     p, rounds = recipe.privacy, recipe.federation.num_rounds
-    mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
     evaluation_plan(recipe)
+    mechanism_of(recipe, 1.0)  # refuse what cannot be before calibrating
     z = p.noise_multiplier
     if z is None:
         z = _calibrated(recipe, p.target_epsilon or 0.0)
