@@ -66,3 +66,9 @@ class ClientWork(Protocol):
             selected: the units whose coins said so, bool [units].
             clipping: of this round. Each selected unit enters clipped, once, whatever its records are.
         """
+
+    def rows(self, parameters: Vector, selected: Mask) -> Iterable[npt.NDArray[np.floating]]:
+        """Every client's contributions before clipping, in the clients' order: one row per selected unit, [units, d].
+
+        For mechanisms that clip, round and mask inside the client (secure aggregation); arguments as in ``clipped_sums``.
+        """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,7 +37,14 @@ class HeadWork:
 
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> list[ClippedSum]:
         """Per client: the clipped gradients of the selected units, summed."""
+        return clipping(self._gradients(parameters, selected), self._data.client[selected], self._num_clients)
+
+    def rows(self, parameters: Vector, selected: Mask) -> list[npt.NDArray[np.floating]]:
+        """Per client: the gradients of its selected units."""
+        gradients, owner = self._gradients(parameters, selected), self._data.client[selected]
+        return [gradients[owner == client] for client in range(self._num_clients)]
+
+    def _gradients(self, parameters: Vector, selected: Mask) -> npt.NDArray[np.floating]:
         set_weight(self._head, parameters)
         batch, number = self._data.batch(selected), int(selected.sum())
-        rows = torch.Tensor.numpy(per_unit_gradients(self._head, self._objective, batch, number, self._trainable))
-        return clipping(rows, self._data.client[selected], self._num_clients)
+        return torch.Tensor.numpy(per_unit_gradients(self._head, self._objective, batch, number, self._trainable))

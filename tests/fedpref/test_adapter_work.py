@@ -12,7 +12,7 @@ import torch
 from fedpref.client.adapter import LocalWork
 from fedpref.client.records import prepare_records
 from fedpref.data.preferences import Preferences
-from privacy.clipping import grid_step
+from privacy.clipping import clip_and_sum, grid_step
 from privacy.units import PrivacyUnit
 from tests.fedpref.adapters import adapter_recipe, sums, work_of
 from tests.tiny import preferences
@@ -109,6 +109,18 @@ def test_checkpointing_activations_changes_memory_and_nothing_else(
         found.append(sums(work, elsewhere(runtime.part.start.double().numpy()), 0.1))
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     assert np.abs(found[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("unit", ["user", "client"])
+def test_rows_clipped_elsewhere_are_the_same_contributions(tmp_path: Path, tiny_model: Path, unit: str) -> None:
+    changes = {"privacy__unit": unit, **({"training__local": LOCAL} if unit == "client" else {})}
+    runtime, work = work_of(adapter_recipe(tmp_path, tiny_model, **changes), CLIENTS)
+    parameters, selected = elsewhere(runtime.part.start.double().numpy()), np.ones(len(work.units), dtype=np.bool_)
+    selected[0] = False
+    rows = list(work.rows(parameters, selected))
+    assert [len(r) for r in rows] == ([1, 2, 0] if unit == "user" else [0, 1, 0])
+    clipped = [clip_and_sum(r, np.zeros(len(r), np.int64), 1, 0.01)[0].value for r in rows]
+    np.testing.assert_allclose(clipped, sums(work, parameters, 0.01, selected), atol=1e-6)
 
 
 def test_nobody_selected_is_zeros_for_every_client(tmp_path: Path, tiny_model: Path) -> None:
