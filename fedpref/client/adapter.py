@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from fedpref.client.material import Material, Runtime
 from fedpref.client.records import Index, NodeRecords
 from fedpref.config_training import LocalConfig
 from privacy.clipping import ClippedSum
-from privacy.gradients import UnitGradientEngine
+from privacy.gradients import UnitGradientEngine, UnitGradients
 from privacy.sampling import Mask, Units
 
 Objective = Callable[..., Tensor]
@@ -49,11 +50,7 @@ class GradientWork:
 
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> Iterator[ClippedSum]:
         """Client by client; no more than one group of units' gradients, and two clients' sums, are in memory."""
-        self._part.load(torch.from_numpy(parameters).float())
-        units = np.flatnonzero(selected)
-        self._material.prepare(self._records.of_units(units)[0])
-        self._part.thaw()
-        self._check_units_leave_one_another_alone(units)
+        units = self._begin(parameters, selected)
         at_once = max(1, NUMBERS_AT_ONCE // len(parameters))
         pending: dict[int, ClippedSum] = {}
         done = 0
@@ -68,6 +65,15 @@ class GradientWork:
         for client in range(done, self._num_clients):
             yield pending.pop(client, clipping.zeros(len(parameters)))
 
+    def _begin(self, parameters: Vector, selected: Mask) -> Index:
+        """Load the broadcast parameters, prepare the records of the selected units, and return their numbers."""
+        self._part.load(torch.from_numpy(parameters).float())
+        units = np.flatnonzero(selected)
+        self._material.prepare(self._records.of_units(units)[0])
+        self._part.thaw()
+        self._check_units_leave_one_another_alone(units)
+        return units
+
     def _check_units_leave_one_another_alone(self, units: Index) -> None:
         """Let the engine check its first batch with two units on two short records: that takes many backward passes."""
         records, owner = self._records.of_units(units)
@@ -81,6 +87,10 @@ class GradientWork:
         self._checked = True
 
     def _group(self, units: Index, clipping: RoundClipping) -> Iterator[tuple[int, ClippedSum]]:
+        present, group = np.unique(self._records.client[units], return_inverse=True)
+        yield from zip(present.tolist(), clipping.of(self._gradients(units), group, len(present)), strict=True)
+
+    def _gradients(self, units: Index) -> UnitGradients:
         gradients = self._engine.zeros(len(units))
         records, owner = self._records.of_units(units)
         for places in self._runtime.by_tokens(self._material.sizes(records)):
@@ -88,8 +98,7 @@ class GradientWork:
             weight = torch.from_numpy(self._records.weight[chosen])
             batch = self._material.batch(chosen, torch.from_numpy(owner[places]), weight)
             self._engine.accumulate(batch, gradients)
-        present, group = np.unique(self._records.client[units], return_inverse=True)
-        yield from zip(present.tolist(), clipping.of(gradients, group, len(present)), strict=True)
+        return gradients
 
 
 class LocalWork:
@@ -123,18 +132,22 @@ class LocalWork:
 
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> Iterator[ClippedSum]:
         """Client by client; one model, one client's optimiser at a time."""
+        for update in self._updates(parameters, selected):
+            yield clipping(update, np.zeros(len(update), np.int64), 1)[0]
+
+    def _updates(self, parameters: Vector, selected: Mask) -> Iterator[npt.NDArray[np.floating]]:
+        """Client by client, its update as the only row; none of a client that is not selected or has no records."""
         start = torch.from_numpy(parameters).float()
         for client, drawn in enumerate(selected.tolist()):
             records, _ = self._records.of_units(np.array([client]))
             if not drawn or not len(records):
-                yield clipping.zeros(len(parameters))
+                yield np.zeros((0, len(parameters)))
                 continue
             self._part.load(start)
             self._material.prepare(records)
             self._part.thaw()
             self._train(records, start.to(self._runtime.device))
-            update = parameters - self._part.flat().double().cpu().numpy()
-            yield clipping(update[None], np.zeros(1, np.int64), 1)[0]
+            yield (parameters - self._part.flat().double().cpu().numpy())[None]
 
     def _train(self, records: Index, start: Tensor) -> None:
         config, parameters = self._config, list(self._part.parameters.values())

@@ -118,9 +118,9 @@ def test_plan_refuses_what_cannot_hold_and_says_why(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"training__loss_type": "aot"}, "sorts the margins of the batch"),
+        ({"training__loss_type": "aot"}, "sorts the log-ratios of all pairs"),
         ({"training__loss_type": "bco_pair"}, "running mean over batches"),
-        ({"training__loss_type": "dapo", "training__objective": "grpo"}, "tokens of the batch"),
+        ({"training__loss_type": "dapo", "training__objective": "grpo"}, "tokens of the whole batch"),
         ({"training__loss_type": "kto"}, "none of dpo's"),
         ({"training__beta": 0.0}, "beta above 0"),
         ({"training__objective": "sft", "training__beta": 0.1}, "no reference"),

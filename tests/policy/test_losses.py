@@ -162,3 +162,25 @@ def test_a_masked_token_does_not_count() -> None:
     assert loss.detach().tolist() == [-1.0, 0.0]
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[-0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_the_kls_gradient_is_on_average_that_of_the_kl() -> None:
+    """Over all tokens of a small vocabulary, each as often as the policy says it: no sampling error."""
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    logprobs, reference = torch.log_softmax(logits.requires_grad_(), 0), torch.log_softmax(other, 0)
+    losses = grpo_loss(
+        logprobs[:, None],
+        torch.ones(7, 1),
+        torch.zeros(7, dtype=torch.float64),
+        loss_type="grpo",
+        max_completion_length=1,
+        ref_logprobs=reference[:, None],
+        beta=0.5,
+    )
+    often = logprobs.detach().exp()
+    (found,) = torch.autograd.grad((often * losses).sum(), logits, retain_graph=True)
+    kl = 0.5 * (logprobs.exp() * (logprobs - reference)).sum()
+    (expected,) = torch.autograd.grad(kl, logits)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((often * losses).sum(), kl, rtol=1e-12, atol=1e-12)
