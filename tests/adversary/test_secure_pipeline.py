@@ -45,6 +45,7 @@ def kinds(reply: bytes | Failure) -> list[str]:
     return [one.kind for one in messages(reply)] if isinstance(reply, bytes) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["parameters", "clipping_norm"])
 def test_other_parameters_than_those_that_masks_are_bound_to_get_no_vector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

@@ -70,6 +70,7 @@ GRPO = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["kto", "sft", "binary_selector", "grpo"])
 def test_a_run_is_measured_by_its_own_measure(tmp_path: Path, tiny_model: Path, objective: str) -> None:
     changes: dict[str, Any] = {"federation__num_rounds": 2, "training__max_eval_records": 4}

@@ -51,6 +51,7 @@ def test_a_run_books_what_was_planned_and_releases_what_peft_loads(
     assert f"{folder.name}/adapter_model.safetensors" in manifest["files"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_adapter(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,11 @@ from privacy.units import PrivacyUnit
 from tests.tiny import make_recipe, recipe_tree, write_recipe
 
 
-@pytest.mark.parametrize("path", list_recipes(), ids=lambda path: str(path.relative_to(recipes_folder())))
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] if p.name.startswith("fed-") else []) for p in list_recipes()],
+    ids=lambda path: str(path.relative_to(recipes_folder())),
+)
 def test_every_shipped_recipe_loads_plans_and_states_its_purpose(path: Path) -> None:
     plan = make_plan(read_recipe(path))
     assert plan.rows

@@ -267,6 +267,7 @@ def test_without_a_willing_client_nothing_is_booked_or_released(tmp_path: Path) 
     assert Checkpoints(run / "evaluation").last() == (0, None)
 
 
+@pytest.mark.slow
 def test_a_client_may_refuse_the_evaluation_alone_and_report_and_verify_go_on(tmp_path: Path) -> None:
     terms(tmp_path / "client.yaml", 90.0)
     recipe = many(tmp_path, federation__terms=str(tmp_path / "client.yaml"))
@@ -337,6 +338,7 @@ def kill_everywhere(folder: Path, stride: int) -> int:
     return len(chosen)
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_books_right_and_one_draw_of_noise(tmp_path: Path) -> None:
     assert kill_everywhere(tmp_path, 4) > 10
 

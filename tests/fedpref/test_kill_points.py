@@ -155,6 +155,7 @@ def kill_and_resume_in_a_project(folder: Path, chosen: Callable[[list[Any]], lis
     return len(every)
 
 
+@pytest.mark.slow
 def test_killed_at_some_calls_a_resumed_run_ends_as_the_unbroken_one(tmp_path: Path, unbroken: Unbroken) -> None:
     assert kill_and_resume(fresh(tmp_path, "alone"), lambda every: every[3::11], unbroken) > 8
     assert kill_and_resume_in_a_project(fresh(tmp_path, "project"), lambda every: every[5::17]) > 8

@@ -79,6 +79,7 @@ def test_the_optimiser_starts_where_the_seed_says(tmp_path: Path) -> None:
     assert np.array_equal(initial, reward_layout(recipe.reward).initial(5))  # a copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["user", "example", "client"])
 def test_training_moves_every_part_and_resumes_to_the_same_bits(tmp_path: Path, unit: str) -> None:
     (tmp_path / "a").mkdir()

@@ -77,6 +77,7 @@ def test_exact_adapters_and_a_rule_without_anything_to_do() -> None:
         LoraRule(Manifest((("m.lora_B.default.weight", (HIGH, R)),)), "stack", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "rule"), [("lora", "mean"), ("lora", "stack"), ("lora_frozen_a", "mean")])
 def test_a_rounds_record_has_the_error_of_its_aggregate(
     tmp_path: Path, tiny_model: Path, adapter: str, rule: str

@@ -79,7 +79,7 @@ def run(r: Recipe) -> tuple[np.ndarray, list[str]]:
     "changes",
     [
         {},
-        {"privacy__consistency": "strict"},
+        pytest.param({"privacy__consistency": "strict"}, marks=pytest.mark.slow),
         pytest.param({"privacy__clipping": "adaptive"}, marks=pytest.mark.slow),
         pytest.param({"privacy__labels": "randomized_response", "privacy__label_epsilon": 2.0}, marks=pytest.mark.slow),
         pytest.param({"privacy__sampling": "fixed_order", "privacy__sample_rate": 0.5}, marks=pytest.mark.slow),
@@ -252,6 +252,7 @@ def write_terms(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_terms_may_demand_distributed_and_refuse_other_trusts_and_small_cohorts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +344,7 @@ def test_a_capped_recipe_that_needs_more_participations_is_refused(tmp_path: Pat
         make_recipe(tmp_path, **{**PEOPLE, "federation__num_rounds": 11})
 
 
+@pytest.mark.slow
 def test_more_clients_than_the_noise_is_sized_for_are_refused(tmp_path: Path) -> None:
     r = recipe(tmp_path, federation__clients_per_round=3)
     with pytest.raises(UnsupportedPlanError, match="4 clients, but a round takes 3 to 3"):

@@ -22,6 +22,7 @@ from tests.privacy.oracles import discrete
 CASES = [(2.2478, 100, 1e-5), (5.0, 100, 1e-5), (1.0, 1, 1e-3), (20.0, 40, 1e-8), (100.0, 1, 1e-5), (0.5, 3, 1e-6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("z", "times", "delta"), CASES, ids=str)
 def test_pld_on_a_fine_grid_says_the_same(z: float, times: int, delta: float) -> None:
     exact = analytic_epsilon(composed_mu([(z, times)]), delta)

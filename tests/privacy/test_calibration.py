@@ -61,6 +61,7 @@ def test_a_delta_so_large_that_noise_spends_nothing_is_calibrated_too() -> None:
     assert pld_epsilon(((z - 1e-3, 1.0, 1),), 0.2) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [(2.0, 1e-5, 0.1, 40), (4.0, 1e-6, 0.02, 300), (1.0, 1e-5, 1.0, 50)], ids=str)
 def test_the_accountants_own_grid_is_asked_a_few_times_alone(
     target: tuple[float, float, float, int], monkeypatch: pytest.MonkeyPatch

@@ -73,6 +73,7 @@ def nobody(dimension: int = D) -> np.ndarray:
     return np.zeros((0, dimension))
 
 
+@pytest.mark.slow
 def test_every_adversary_books_the_same_worst_case_which_survives_the_book() -> None:
     m = mechanism()
     assert m.events(1) == m.node_events(1)
