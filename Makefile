@@ -63,7 +63,7 @@ test-model: $(VENV)/.installed-dev ## the real embedded model and the quickstart
 test-recipes: $(VENV)/.installed-dev ## adapters trained on clients, every recipe with and without noise: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m recipes --durations=0
 
-test-all: test test-slow test-model ## everything
+test-all: test test-slow test-model test-recipes ## everything
 
 mutants: $(VENV)/.installed-dev ## plant known defects of well-known systems; print which test kills each
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.privacy.mutants

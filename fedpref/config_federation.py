@@ -72,12 +72,19 @@ class PrivacyConfig(Block):
     """What is promised. Either `target_epsilon` (the noise is calibrated) or `noise_multiplier`."""
 
     unit: PrivacyUnit = PrivacyUnit.USER
+    """What neighbouring data differ in: one `example` (record), all records of one `user`, or one whole `client`."""
     trust: Trust = Trust.CENTRAL
+    """`central`: the server sees clients' clipped sums and adds the noise; `distributed`: clients add shares of it
+    inside secure aggregation; `local`: each client's message is private by itself."""
     target_epsilon: Positive | None = None
+    """What one unit may spend in the whole run, against readers and other clients; under `distributed` and `local`,
+    against the server too."""
     target_delta: Fraction = 1e-5
+    """Probability with which the bound may fail; well below one over the number of units."""
     noise_multiplier: NonNegative | None = None
     """Standard deviation of the noise over max_grad_norm; 0 switches privacy off and says so everywhere."""
     max_grad_norm: Positive = 1.0
+    """Every unit's contribution is scaled down to this L2 norm; the noise is sized by it."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which a unit takes part in a round; its client tosses the coin in secret."""
     secure_aggregation: Literal["full", "simulated"] = "full"

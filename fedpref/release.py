@@ -103,8 +103,9 @@ def write_adapter_card(
 ) -> None:
     """``README.md`` beside an adapter that clients trained: data, privacy, evaluation, use."""
     recipe, training = plan.recipe, plan.recipe.adapter
-    model = "AutoModelForSequenceClassification" if training.objective == "bradley_terry" else "AutoModelForCausalLM"
-    labels = ", num_labels=1" if training.objective == "bradley_terry" else ""
+    loader = "reward.model", "load_score_backbone"
+    if training.objective != "bradley_terry":
+        loader = "reward.backbone", "load_backbone"
     lines = [
         f"# An adapter trained by fedpref ({training.objective.upper()})",
         "",
@@ -113,13 +114,13 @@ def write_adapter_card(
         "",
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {model}",
-        f'base = {model}.from_pretrained("{recipe.model_name_or_path}"{labels})   # a folder or a hub name',
-        f'model = PeftModel.from_pretrained(base, "release/{folder.name}")',
+        f"from {loader[0]} import {loader[1]}",
+        f'base = {loader[1]}("{recipe.model_name_or_path}")',
+        f'model = PeftModel.from_pretrained(base.model, "release/{folder.name}")',
         "```",
         "",
         "## Data",
-        *(f"- {_data_line(spec)}" for spec in datasets),
+        *(f"- {_data_line(spec, 'private records')}" for spec in datasets),
         "",
         "## Privacy",
         report.summary,
@@ -244,8 +245,9 @@ def write_manifest(run: Path, plan: Plan) -> dict[str, Any]:
     return manifest
 
 
-def _data_line(spec: DatasetSpec) -> str:
-    kind = "public text" if spec.public else "private votes"
+def _data_line(spec: DatasetSpec, kind: str = "") -> str:
+    """``kind``: what the run held it to be; what clients train on is private whatever its description says."""
+    kind = kind or ("public text" if spec.public else "private votes")
     parts = [f"`{spec.name}` ({kind}, {spec.license}): {spec.description}", spec.attribution, spec.reason]
     return " ".join(part.strip() for part in parts if part)
 

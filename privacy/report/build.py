@@ -319,7 +319,7 @@ def _assumptions(view: LedgerView, *, shared: bool, evaluated: bool) -> list[str
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         *_noise_assumptions(view),
         "Settings (clipping norm, rounds, learning rate, layer) are taken as public. Whatever was learned from private data "
-        "to choose them is in no total; those of the shipped recipes were looked at by cross-validation on the embedded votes.",
+        "to choose them is in no total; the shipped reward recipes' were looked at by cross-validation on the embedded votes.",
         "The time at which a message arrives is out of scope.",
     ]
     if evaluated:
