@@ -108,10 +108,10 @@ def no_clipping() -> None:
 
 
 def _replace_clip(function: Any) -> None:
-    from fedpref.client import node
+    from fedpref.client import contribution
     from privacy import clipping
 
-    for module in (clipping, node):
+    for module in (clipping, contribution):
         if hasattr(module, "clip_and_sum"):
             module.clip_and_sum = function
 
@@ -159,10 +159,10 @@ def sensitivity_by_hand() -> None:
 
 def rows_clipped() -> None:
     """Every record is clipped by itself before a unit's records are added up; the unit's sum is not."""
-    from fedpref.client import node
+    from fedpref.client import head
     from privacy.clipping import clip_and_sum
 
-    gradients = node.per_unit_gradients
+    gradients = head.per_unit_gradients
 
     class Record:
         """A batch whose every record is its own unit."""
@@ -185,7 +185,7 @@ def rows_clipped() -> None:
         np.add.at(total, batch.row_unit.numpy(), np.array([c.value for c in clipped]).reshape(rows.shape))
         return torch.from_numpy(total)
 
-    node.per_unit_gradients = per_record
+    head.per_unit_gradients = per_record
     no_clipping()
 
 
