@@ -14,7 +14,7 @@ from fedpref.adapter_evaluation import compare, make_evaluation, mean_reward
 from fedpref.aggregation.lora import LoraRule, is_exact
 from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import ClientWork
-from fedpref.client.groups import GroupMaterial, Sampling
+from fedpref.client.groups import GroupMaterial, Sampling, check_rewards
 from fedpref.client.material import MATERIALS, Material, Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
@@ -79,7 +79,8 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
     training = recipe.adapter
     score = training.objective == "bradley_terry"
     load = load_score_backbone if score else load_backbone
-    backbone = load(recipe.model_name_or_path, dtype=recipe.dtype, say=say)
+    dtype = "float32" if recipe.dtype == "auto" else recipe.dtype  # see plan_training._check_dtype
+    backbone = load(recipe.model_name_or_path, dtype=dtype, say=say)
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedPlanError(
             "training.device: cuda needs a GPU.", "There is none here.", "Set it to auto or cpu."
@@ -162,7 +163,7 @@ def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> W
     """The reward functions of the clients: those found by name, given by object, or a released reward model.
 
     Raises:
-        RewardFunctionError, RewardModelError: not to be found.
+        RewardFunctionError, RewardModelError: not to be found, or of no use on a public prompt.
     """
 
     def find(name: str) -> RewardFunc:
@@ -171,7 +172,9 @@ def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> W
         return own[name] if name in own else find_reward_func(name)
 
     weights = training.reward_weights or (1.0,) * len(training.reward_funcs)
-    return WeightedRewards({name: find(name) for name in training.reward_funcs}, weights)
+    rewards = WeightedRewards({name: find(name) for name in training.reward_funcs}, weights)
+    check_rewards(rewards)
+    return rewards
 
 
 def _release(plan: Plan, folder: RunFolder, runtime: Runtime, evaluation: dict[str, Any]) -> None:

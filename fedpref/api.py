@@ -138,14 +138,14 @@ def _run_reward_stage(
     given = TrainingInput(
         the_plan,
         data,
-        lambda texts: projection(store(texts, lambda d, n: show.progress("features of private texts", d, n))),
+        lambda texts: projection(store(texts, _without_counts(show, "features of private texts"))),
     )
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         weight = train_reward_head(given, folder, [*trackers, show], show.say)
     scores = _scores_of(
         weight,
         recipe,
-        lambda texts: projection(store(texts, lambda d, n: show.progress("features of evaluation users' texts", d, n))),
+        lambda texts: projection(store(texts, _without_counts(show, "features of evaluation users' texts"))),
     )
     if held_out is None:
         evaluation = _evaluate_split(data.split, recipe, scores)
@@ -156,6 +156,11 @@ def _run_reward_stage(
     model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.head))
     _release(folder, the_plan, model, evaluation)
     run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs, show=show)
+
+
+def _without_counts(show: Display, what: str) -> Callable[[int, int], None]:
+    """Progress in percent: how many texts people wrote is no public number (guarantees.md rule 8)."""
+    return lambda done, total: show.progress(f"{what}, percent", 100 * done // max(total, 1), 100)
 
 
 def feature_config(recipe: Recipe) -> FeatureConfig:

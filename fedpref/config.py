@@ -128,7 +128,7 @@ class Recipe(Block):
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     """The private votes: shipped names (`fedpref data ls`), YAML descriptions, or files with TRL's columns."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the base model; `auto` is bfloat16 where a probe says that it is faster, else float32."""
+    """Of the base model; `auto` is bfloat16 where a probe says that it is faster; else, and with `training`, float32."""
     max_length: Annotated[int, Field(ge=8)] = 384
     """Tokens of a rendered conversation; longer ones lose the end of the completion."""
     federation: FederationConfig

@@ -196,8 +196,7 @@ def _connect(
     memory = ServerMemory(folder.path / "aggregation.json")
 
     def close() -> None:
-        node.close_round(given.plan.num_rounds + 1)
-        members.clear()
+        node.finish(given.plan.num_rounds)
 
     def asked(round_number: int) -> tuple[int, ...]:
         return invited(recipe, names, round_number)

@@ -55,6 +55,7 @@ class Ledger:
         self._round = max((r.round for r in self._view.reservations), default=1)
         committed = (r.round for r in self._view.reservations if r.seq in self._view.committed)
         self._committed_round = max(committed, default=0)
+        self._committed_line = max(self._view.committed, default=-1)
         closed = self._view.committed | self._view.aborted
         self._closed_round = max((r.round for r in self._view.reservations if r.seq in closed), default=0)
         self._hashes = {r.seq: r.hash for r in self._view.reservations}
@@ -88,6 +89,11 @@ class Ledger:
     def holds(self, seq: int, digest: str) -> bool:
         """True if line ``seq`` is a reservation with this hash: what was sealed under it was booked here."""
         return self._hashes.get(seq) == digest
+
+    @property
+    def committed_line(self) -> int:
+        """Line of the last reservation that was committed; -1 before the first."""
+        return self._committed_line
 
     @property
     def committed_round(self) -> int:
@@ -168,6 +174,7 @@ class Ledger:
         self._check_open(reservation)
         self._writer.append("commit", {"reserve": reservation.seq}, durable=True)
         self._committed_round = self._closed_round = reservation.round
+        self._committed_line = reservation.seq
         reservation.close("commit")
         self._open = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,24 @@ from policy.logprobs import token_logps
 from policy.losses import group_advantages
 from policy.rewards import WeightedRewards
 from policy.rollout import sample_rollout
+from reward.errors import RewardError
 from reward.tokens import TokenRecord, collate
+
+
+def check_rewards(rewards: WeightedRewards) -> None:
+    """Score a public prompt once, before anything is read or booked: afterwards a failing record is silently left out.
+
+    Raises:
+        RewardFunctionError: a function raises, or none of them has a reward for it.
+    """
+    prompt, completion = "What is 1 + 1?", "1 + 1 = \\boxed{2}"
+    scored = rewards(
+        [[{"role": "user", "content": prompt}]],
+        [[{"role": "assistant", "content": completion}]],
+        completion_ids=[[0]],
+        answer=["2"],
+    )
+    rewards.total(scored)
 
 
 @dataclass(frozen=True)
@@ -37,16 +54,33 @@ class Sampling:
     reference: bool = False
 
 
+class Group(NamedTuple):
+    """One record's prompt and completions, their rewards [num_generations], and whether it counts at all."""
+
+    tokens: TokenRecord
+    rewards: Tensor
+    counts: bool = True
+
+
 @dataclass
 class GroupMaterial:
-    """Records are prompts; a text's completion is the answer that a verifiable reward compares with (empty: none)."""
+    """Records are prompts; a text's completion is the answer that a verifiable reward compares with (empty: none).
+
+    | record | its group |
+    |---|---|
+    | a prompt that is empty or longer than the model's context | weighs nothing |
+    | a reward function raises, says NaN, or nothing of it | weighs nothing; as a figure its reward is zero |
+
+    Nothing of this is told: an error, or a count, would say whose coin fell and what the text is like (rules 5 and 8). That
+    reward functions work at all is found out on public text before a run; see ``check_rewards``.
+    """
 
     runtime: Runtime
     records: NodeRecords
     rewards: WeightedRewards
     sampling: Sampling
     seeds: Callable[[], int]
-    _groups: dict[int, tuple[TokenRecord, Tensor]] = field(default_factory=dict, repr=False)
+    _groups: dict[int, Group] = field(default_factory=dict, repr=False)
 
     def prepare(self, records: Index) -> None:
         """Sample and score anew at the parameters that are loaded: the groups of one round."""
@@ -54,14 +88,15 @@ class GroupMaterial:
 
     def sizes(self, records: Index) -> list[int]:
         """Tokens of the prompt and all its completions."""
-        return [self._groups[int(i)][0].num_tokens for i in records]
+        return [self._groups[int(i)].tokens.num_tokens for i in records]
 
     def batch(self, records: Index, row_unit: Tensor, weight: Tensor) -> GroupBatch:
         """The groups with their advantages."""
         groups = [self._groups[int(i)] for i in records]
         number = self.sampling.num_generations
-        rows = collate([g[0] for g in groups], num_answers=number, layout=self.runtime.layout)
-        advantages = [group_advantages(g[1], self.sampling.scale_rewards) for g in groups]
+        rows = collate([g.tokens for g in groups], num_answers=number, layout=self.runtime.layout)
+        advantages = [group_advantages(g.rewards, self.sampling.scale_rewards) for g in groups]
+        weight = weight * torch.tensor([g.counts for g in groups], dtype=weight.dtype)
         rows = rows.to(self.runtime.device)
         return GroupBatch(
             rows=rows,
@@ -73,9 +108,16 @@ class GroupMaterial:
 
     def rewards_of(self, record: int) -> Tensor:
         """Weighted rewards of a fresh group, [num_generations]."""
-        return self._sample(record)[1]
+        return self._sample(record).rewards
 
-    def _sample(self, record: int) -> tuple[TokenRecord, Tensor]:
+    def _sample(self, record: int) -> Group:
+        try:
+            return self._sampled(record)
+        except RewardError:
+            end, number = int(self.runtime.backbone.tokenizer.eos_token_id), self.sampling.num_generations
+            return Group(TokenRecord((end,), ((end,),) * number), torch.zeros(number), counts=False)
+
+    def _sampled(self, record: int) -> Group:
         said, s = self.records.texts[int(self.records.first[record])], self.sampling
         *earlier, (role, content) = said.prompt
         prompt = [{"role": r, "content": c} for r, c in (*earlier, (role, content + s.prompt_suffix))]
@@ -93,7 +135,7 @@ class GroupMaterial:
         answers = tuple(
             tuple(ids[: int(n)].tolist()) for ids, n in zip(rollout.completion_ids, rollout.lengths, strict=True)
         )
-        return TokenRecord(tuple(rollout.prompt_ids[0].tolist()), answers), rewards
+        return Group(TokenRecord(tuple(rollout.prompt_ids[0].tolist()), answers), rewards)
 
     @torch.no_grad()
     def _reference(self, rows: Any) -> Tensor:

@@ -72,18 +72,23 @@ class MemberJournal:
         body = len(header).to_bytes(4, "little") + header + b"".join(states)
         write_durably(self._path, hashlib.sha256(body).digest() + body, mode=0o600)
 
-    def load(self, holds: Callable[[int, str], bool]) -> Kept:
+    def load(self, holds: Callable[[int, str], bool], committed_line: int) -> Kept:
         """What was kept; empty before the first time.
 
         Args:
             holds: tells whether the node's ledger has a reservation with this line number and hash.
+            committed_line: of the ledger; states are saved before a commit, so they are never older than it.
 
         Raises:
-            RunFolderError: damaged, or kept under another plan: keys and counts of these clients are lost.
+            RunFolderError: damaged, lost, rolled back, or kept under another plan: keys and counts of these clients are lost.
             LedgerError: the ledger does not have the reservation of the last vectors: it was rolled back.
         """
-        if not self._path.exists():
-            return Kept()
+        kept = self._read(holds) if self._path.exists() else Kept()
+        if kept.reserve < committed_line:
+            raise self._unusable(f"The node's ledger committed line {committed_line}, of which it knows nothing.")
+        return kept
+
+    def _read(self, holds: Callable[[int, str], bool]) -> Kept:
         if not self.intact():
             raise self._unusable("It is damaged.")
         data = self._path.read_bytes()
@@ -111,9 +116,10 @@ class MemberJournal:
         data = self._path.read_bytes()
         return len(data) >= 36 and hashlib.sha256(data[32:]).digest() == data[:32]
 
-    def clear(self) -> None:
-        """Forget all of it, once the run is finished."""
-        self._path.unlink(missing_ok=True)
+    def forget_states(self, kept: Kept) -> None:
+        """Erase keys and seeds once the run is finished; which rounds there were, and how often for whom, stays known."""
+        kept.states.clear()
+        self.save(kept)
 
     def _unusable(self, why: str) -> RunFolderError:
         return RunFolderError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpref.client.work import Rows, client_rows, places
+from fedpref.client.work import as_one, client_rows
 from fedpref.data.preferences import Preferences
 from privacy.sampling import Units
 from privacy.units import PrivacyUnit
@@ -55,10 +55,9 @@ def prepare_records(clients: Mapping[str, Preferences], unit: PrivacyUnit, max_p
         clients: name -> records, in the order of the clients' numbers; a client without records keeps its number.
         unit: for ``client``, every client is one unit, also without a record.
     """
-    of_user = PrivacyUnit.USER if unit is PrivacyUnit.CLIENT else unit
-    parts = [client_rows(i, data, of_user, max_pairs_per_user) for i, data in enumerate(clients.values())]
+    parts = [client_rows(i, data, unit, max_pairs_per_user) for i, data in enumerate(clients.values())]
     if unit is PrivacyUnit.CLIENT:
-        parts = [_as_one(part, name) for part, name in zip(parts, clients, strict=True)]
+        parts = [as_one(part, name) for part, name in zip(parts, clients, strict=True)]
     row: dict[Conversation, int] = {}
     first, second = [], []
     for data, part in zip(clients.values(), parts, strict=True):
@@ -79,7 +78,3 @@ def prepare_records(clients: Mapping[str, Preferences], unit: PrivacyUnit, max_p
         np.concatenate([np.zeros(0, np.int64), *(np.full(len(part.counts), part.client) for part in parts)]),
         np.concatenate([np.zeros(0), *(part.place for part in parts)]),
     )
-
-
-def _as_one(part: Rows, name: str) -> Rows:
-    return replace(part, counts=np.array([len(part.chosen)], dtype=np.int64), place=places([f"client:{name}"]))

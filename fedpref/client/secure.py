@@ -69,7 +69,7 @@ class SecureNode(Node):
         self._distributed, self._members, self._identities = mechanism, members, identities
         self._rows = rows_of(self._work)
         self._max_participations = max_participations
-        self._kept: Kept = members.load(self._ledger.holds)
+        self._kept: Kept = members.load(self._ledger.holds, self._ledger.committed_line)
         self._machines: dict[int, SecAggClient] = {}
 
     # ---- secure aggregation
@@ -161,6 +161,12 @@ class SecureNode(Node):
         interrupted = self._ledger.open_reservation
         if interrupted is not None and interrupted.round < before:
             self._ledger.commit(interrupted)
+
+    def finish(self, num_rounds: int) -> None:
+        """After the last round: close it, and erase the clients' secrets."""
+        self.close_round(num_rounds + 1)
+        self._machines.clear()
+        self._members.forget_states(self._kept)
 
     # ---- one round of training
 

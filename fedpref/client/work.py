@@ -138,7 +138,7 @@ def prepare_node(
     """
     parts = [client_rows(i, data, unit, max_pairs_per_user) for i, data in enumerate(clients.values())]
     if unit is PrivacyUnit.CLIENT:
-        parts = [_as_one(rows, name) for rows, name in zip(parts, clients, strict=True)]
+        parts = [as_one(rows, name) for rows, name in zip(parts, clients, strict=True)]
     table, offsets = _feature_table(clients, features)
     chosen = np.concatenate([offsets[i][p.chosen] for i, p in enumerate(parts)] or [np.zeros(0, np.int64)])
     rejected = np.concatenate([offsets[i][p.rejected] for i, p in enumerate(parts)] or [np.zeros(0, np.int64)])
@@ -181,8 +181,8 @@ def client_rows(client: int, data: Preferences, unit: PrivacyUnit, limit: int) -
     return Rows(client, data.chosen[keep], data.rejected[keep], np.minimum(counts, limit), place)
 
 
-def _as_one(rows: Rows, client: str) -> Rows:
-    """All records of a client as one unit."""
+def as_one(rows: Rows, client: str) -> Rows:
+    """All records of a client as one unit. Its place depends on the name alone, whatever is trained (``privacy.sampling``)."""
     return replace(rows, counts=np.array([rows.counts.sum()], dtype=np.int64), place=places([client]))
 
 

@@ -11,13 +11,15 @@ import pytest
 import torch
 import yaml
 
-from fedpref.adapter_stage import client_rewards, make_runtime, sampling_of
+from fedpref.adapter_stage import client_rewards, make_objective, make_runtime, sampling_of
 from fedpref.api import run
+from fedpref.client.adapter import GradientWork
 from fedpref.client.groups import GroupMaterial
 from fedpref.client.records import prepare_records
 from fedpref.data.loading import load_federated
 from fedpref.errors import WrongFormatError
 from privacy.units import PrivacyUnit
+from reward.errors import RewardFunctionError
 from tests.fedpref.adapters import adapter_recipe, sums, work_of
 from tests.tiny import preferences, write_dataset, write_jsonl
 
@@ -121,6 +123,56 @@ def test_a_group_is_sampled_by_itself_so_that_nobody_else_decides_what_it_says(
         batch = material.batch(np.array([at]), torch.zeros(1, dtype=torch.int64), torch.ones(1))
         said.append(batch.rows.input_ids.tolist())
     assert said[0] == said[1]
+
+
+BAD = {"too long": "word " * 9000, "blank": "  ", "no reward": "fine"}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_prompt_that_cannot_be_scored_stops_nobody_and_weighs_nothing(
+    tmp_path: Path, tiny_model: Path, bad: str
+) -> None:
+    """An error would tell whose coin fell, and something of the text; the neighbour's group stays as it is."""
+
+    def scored(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        if "fine" in prompts[0][-1]["content"]:
+            raise ValueError("a person's words")
+        return [float(i) for i in range(len(completions))]
+
+    recipe = adapter_recipe(
+        tmp_path, tiny_model, training__objective="grpo", **GRPO | {"training__reward_funcs": ["mine"]}
+    )
+    runtime, found = make_runtime(recipe), []
+    for prompt in (BAD[bad], "Say it."):
+        clients = {
+            name: preferences([(name, "1", "")], prompt=text) for name, text in (("a", prompt), ("b", "Say it."))
+        }
+        material = GroupMaterial(
+            runtime,
+            prepare_records(clients, PrivacyUnit.USER, 5),
+            client_rewards(recipe.adapter, {"mine": scored}),
+            sampling_of(recipe.adapter),
+            lambda: 7,
+        )
+        objective = make_objective(recipe.adapter)
+        work = GradientWork(runtime, material, objective, material.records, 2)
+        found.append(sums(work, runtime.part.start.double().numpy()))
+    assert not found[0][0].any()
+    assert found[1][0].any()
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
+    assert material.rewards_of(0).shape == (GRPO["training__num_generations"],)
+
+
+def test_reward_functions_that_never_work_are_found_before_anything_is_read(tmp_path: Path, tiny_model: Path) -> None:
+    recipe = adapter_recipe(
+        tmp_path, tiny_model, training__objective="grpo", **GRPO | {"training__reward_funcs": ["mine"]}
+    )
+
+    def broken(**_: Any) -> list[float]:
+        raise KeyError("column")
+
+    with pytest.raises(RewardFunctionError, match="raised KeyError"):
+        client_rewards(recipe.adapter, {"mine": broken})
 
 
 def test_one_prompts_whole_group_is_bounded(tmp_path: Path, tiny_model: Path) -> None:

@@ -93,6 +93,7 @@ def _stops_at_the_second(_: int) -> Any:
         ({"training__local": LOCAL}, "bounds nobody"),
         ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
         ({"training__aggregation": "stack"}, "nothing to repair"),
+        ({"dtype": "bfloat16"}, "does not go with private training"),
         ({"privacy__trust": "distributed"}, "not available for adapters yet"),
         ({"training__objective": "grpo", **BY_CLIENT}, "another model's"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -99,6 +100,9 @@ def test_nothing_that_was_not_noised_is_told_about_evaluation_users(done: tuple[
     for name in ("ledger.jsonl", "nodes/local/ledger.jsonl", *BOOKS):
         assert "num_evaluation_users" not in read_ledger(run / name).header.facts
     assert "clients; evaluation users held out" in spoken.err
+    told = re.findall(r"^features of (?:private|evaluation users').*: (\S+)$", spoken.err, re.MULTILINE)
+    assert told
+    assert all(re.fullmatch(r"\d{1,3}/100", count) for count in told), "a number of texts"
     assert "NOT protected" not in (run / "report.txt").read_text()
     assert "who are not protected" not in (run / "release/reward/README.md").read_text()
     table = json.loads((run / "evaluation.json").read_text())

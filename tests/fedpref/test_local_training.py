@@ -15,6 +15,7 @@ from fedpref.channel.base import RoundRequest
 from fedpref.client.head import HeadWork
 from fedpref.client.local_training import LocalTraining
 from fedpref.client.node import Node
+from fedpref.client.records import prepare_records
 from fedpref.client.work import NodeData, prepare_node
 from fedpref.data.preferences import Preferences
 from fedpref.errors import RecipeError
@@ -223,6 +224,14 @@ def test_what_no_clipped_update_covers_is_no_recipe(tmp_path: Path, changes: dic
     with pytest.raises(RecipeError) as refusal:
         make_recipe(tmp_path, **changes)
     assert refusal.value.code == "FP101"
+
+
+def test_a_clients_place_is_the_same_whatever_is_trained() -> None:
+    """Else a fixed order would put it into other blocks in other runs, and a project's books would add up too little."""
+    head = prepare_node(three_clients(), fake_features(D), PrivacyUnit.CLIENT, 3)
+    adapter = prepare_records(three_clients(), PrivacyUnit.CLIENT, 3)
+    assert head.place.tolist() == adapter.place.tolist()
+    assert head.client.tolist() == adapter.client.tolist() == [0, 1, 2]
 
 
 def test_local_steps_train_every_part_of_a_head_as_torch_sgd_does() -> None:

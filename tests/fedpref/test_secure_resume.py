@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedpref.config import Recipe
+from fedpref.errors import RunFolderError
 from fedpref.journal import Checkpoints
 from privacy.ledger import read_ledger
 from privacy.report import verify
@@ -81,7 +82,7 @@ def test_killed_at_some_writes_a_masked_run_goes_on_and_repeats_nothing(tmp_path
 @pytest.mark.parametrize("when", ["before", "torn", "after"])
 def test_killed_at_every_write_a_masked_run_goes_on_and_repeats_nothing(tmp_path: Path, when: str) -> None:
     names = points(tmp_path / "counted", SECURE)
-    assert names.count("members.bin") == 2 * ROUNDS + 2
+    assert names.count("members.bin") == 2 * ROUNDS + 3  # at last without their secrets
     for at in range(len(names)):
         kill_and_resume(tmp_path / str(at), SECURE, at, when, lost=1)
 
@@ -91,6 +92,25 @@ def test_killed_at_every_write_a_masked_run_goes_on_and_repeats_nothing(tmp_path
 def test_killed_at_every_write_a_simulated_run_loses_no_round(tmp_path: Path, when: str) -> None:
     for at in range(len(points(tmp_path / "counted", PEOPLE))):
         kill_and_resume(tmp_path / str(at), PEOPLE, at, when, lost=0)
+
+
+@pytest.mark.parametrize("changes", [SECURE, PEOPLE], ids=["masked", "simulated"])
+def test_clients_states_that_were_lost_or_rolled_back_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """They know which vectors were sent and how often; begun anew, they would make a second one under the same masks."""
+    names = points(tmp_path / "counted", changes)
+    second = [i for i, name in enumerate(names) if name == "members.bin"][1]
+    (tmp_path / "killed").mkdir()
+    recipe = make_recipe(tmp_path / "killed", **changes)
+    kept = Path(recipe.output_dir) / "nodes/local/members.bin"
+    with pytest.raises(Killed), Killer(second, "after").lurking():
+        train(recipe)
+    old = kept.read_bytes()
+    train(recipe, resume=True)
+    train(recipe, resume=True)  # done: nothing is asked, and nothing amiss
+    for content in (old, None):
+        kept.unlink() if content is None else kept.write_bytes(content)
+        with pytest.raises(RunFolderError, match="knows nothing"):
+            train(recipe, resume=True)
 
 
 def test_killed_once_a_round_was_kept_the_round_is_lost_and_stays_booked(tmp_path: Path) -> None:
