@@ -119,6 +119,11 @@ class TrainingConfig(ServerOptimizerConfig):
             raise ValueError(
                 f"training.loss_type: {self.loss_type} is none of {self.objective}'s: {', '.join(LOSSES[self.objective])}"
             )
+        if self.objective == "bradley_terry" and self.adapter == "prompt_tuning":
+            raise ValueError(
+                "training.adapter: prompt_tuning does not go with bradley_terry: PEFT feeds a soft prompt to classifiers "
+                "in another way than the trained score sees it"
+            )
         if self.objective in {"dpo", "kto"} and not self.beta:
             raise ValueError(f"training.objective: {self.objective} needs beta above 0 (TRL's default is 0.1)")
         if self.loss_type == "exo_pair" and not self.label_smoothing:

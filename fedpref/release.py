@@ -66,6 +66,19 @@ def write_model_card(
         "## Data",
         *(f"- {_data_line(spec)}" for spec in datasets),
         "",
+        *_privacy_section(report),
+        f"## Evaluation ({_whose(plan)})",
+        *(f"- {name}: {_figure(block)}" for name, block in evaluation.items()),
+        "",
+        "## Limits",
+        "It ranks texts as the people who voted did, with their taste and errors; it is no judge of truth or safety.",
+    ]
+    write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _privacy_section(report: Report) -> list[str]:
+    """Who is protected, against whom, by how much, under which assumptions."""
+    return [
         "## Privacy",
         report.summary,
         "",
@@ -76,13 +89,7 @@ def write_model_card(
         "Assumptions:",
         *(f"- {text}" for text in report.fields["assumptions"]),
         "",
-        f"## Evaluation ({_whose(plan)})",
-        *(f"- {name}: {_figure(block)}" for name, block in evaluation.items()),
-        "",
-        "## Limits",
-        "It ranks texts as the people who voted did, with their taste and errors; it is no judge of truth or safety.",
     ]
-    write_durably(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 def head_line(recipe: Recipe) -> str:
@@ -122,16 +129,7 @@ def write_adapter_card(
         "## Data",
         *(f"- {_data_line(spec, 'private records')}" for spec in datasets),
         "",
-        "## Privacy",
-        report.summary,
-        "",
-        "| adversary | promise |",
-        "|---|---|",
-        *(f"| {row['described']} | {epsilon_text(row)} |" for row in report.fields["claim"]),
-        "",
-        "Assumptions:",
-        *(f"- {text}" for text in report.fields["assumptions"]),
-        "",
+        *_privacy_section(report),
         "## Evaluation (records of evaluation users, who are not protected)",
         *(line for name, block in evaluation.items() for line in adapter_lines(name, block)),
     ]

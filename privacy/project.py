@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privacy.chain import Chain, Entry, parse_chain, read_chain
+from privacy.chain import Chain, Entry, read_chain
 from privacy.entries import decode_events, disorder, has_fields
 from privacy.errors import BudgetError, LedgerError
 from privacy.events import Event, RandomizedResponseEvent, TrustedEvent, event_from_json
@@ -132,11 +132,6 @@ def read_project(path: Path) -> ProjectView:
         LedgerError: the chain is broken, or its lines break a rule of this page.
     """
     return project_view(read_chain(path), path.name)
-
-
-def parse_project(data: bytes, name: str) -> ProjectView:
-    """The same from bytes."""
-    return project_view(parse_chain(data, name), name)
 
 
 def is_project(path: Path) -> bool:

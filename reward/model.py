@@ -90,11 +90,6 @@ def attach_score_adapter(backbone: Backbone, config: Any, seed: int = 0) -> Any:
     return model
 
 
-def score_parameters(model: nn.Module) -> list[str]:
-    """The names of the adapter's and the score's trainable tensors, written down once when the adapter was attached."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def answer_scores(model: Any, rows: TokenRows) -> Tensor:
     """Scores of all answers, [n, k], fp32 or wider: the score layer at each answer's last token.
 
