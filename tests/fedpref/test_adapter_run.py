@@ -128,7 +128,10 @@ def test_plan_refuses_what_cannot_hold_and_says_why(
         ({"training__objective": "sft", "training__beta": 0.1}, "no reference"),
         ({"training__temperature": 0.7}, "does nothing under objective: dpo"),
         ({"training__loss_type": "exo_pair"}, "label_smoothing above 0"),
-        ({"training__objective": "bradley_terry", "training__adapter": "prompt_tuning"}, "does not go with bradley_terry"),
+        (
+            {"training__objective": "bradley_terry", "training__adapter": "prompt_tuning"},
+            "does not go with bradley_terry",
+        ),
         ({"training__lora_rank": 3}, "unknown key"),
         ({"reward": {"public_data": "x"}}, "exactly one of the blocks"),
     ],
