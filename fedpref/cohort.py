@@ -49,6 +49,7 @@ def secagg_plan(recipe: Recipe, noise_multiplier: float, bound: float, dimension
         cohort,
         dimension=dimension,
         max_grad_norm=bound,
+        # A client's update is rounded as a user's row is: once more than its own sum would need, and never less noise.
         unit=PrivacyUnit.USER if p.unit is PrivacyUnit.CLIENT else p.unit,
         largest_norm=_largest_norm(recipe, cohort),
         noise_multiplier=noise_multiplier,
