@@ -93,7 +93,7 @@ def judges_for(recipe: Recipe, votes: Preferences) -> list[HeldOutJudge]:
     ]
 
 
-def debate(seeds: int) -> dict[str, Any]:
+def debate(seeds: Sequence[int]) -> dict[str, Any]:
     """Win rates with the head of the recipe's epsilon and with the head without noise."""
     bench = Bench("debate")
     recipe = bench.recipe
@@ -104,7 +104,7 @@ def debate(seeds: int) -> dict[str, Any]:
     for name, kind in (("private", recipe), ("noiseless", plain)):
         weight, epsilon, _ = bench.train(kind, projection, data)
         model = RewardModel(bench.extractor, projection, weight.astype(np.float32))
-        for seed in range(seeds):
+        for seed in seeds:
             seeded = recipe.model_copy(update={"seed": seed})
             out[f"{name}, seed {seed}"] = {"epsilon": epsilon, **improve_and_compare(seeded, model, judges)}
             _print_debate(f"{name}, seed {seed}", out[f"{name}, seed {seed}"])
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     parser.add_argument("--only", choices=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=3, help="of the debate")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the debate")
     parser.add_argument("--step", choices=["native", "trl"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
