@@ -18,6 +18,7 @@ from privacy.secagg.choice import make_plan
 from privacy.secagg.errors import RoundAborted
 from privacy.secagg.plan import Cohort, SecAggPlan
 from privacy.secagg.robust import BucketSum, BucketSums, robust_sum, simulated_round
+from privacy.secagg.server import SecAggServer
 from privacy.secagg.shares import NoisedShare, SecureSum, simulated_sum
 from privacy.secagg.two_trip import TwoTripServer, answer_bundle
 from privacy.units import PrivacyUnit
@@ -191,7 +192,7 @@ def test_a_cut_with_too_many_small_buckets_makes_no_round() -> None:
 
 
 @pytest.mark.parametrize("trip", ["A", "B"])
-def test_one_of_four_buckets_may_fail_and_not_two(trip: str) -> None:
+def test_one_of_four_buckets_may_fail_and_not_two(trip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     p = replace(bucketed(count=4), buckets=Buckets(4, 3.0), cohort=Cohort(3, 3, 3, 1))
     p = replace(p, noise=replace(p.noise, honest_shares=1))
     cut = p.split(1, range(N))
@@ -200,7 +201,10 @@ def test_one_of_four_buckets_may_fail_and_not_two(trip: str) -> None:
     check(p, found[0], 1, shares)
     assert set(found[0].survivors) == set(range(N)) - set(cut[2])
     assert robust_sum(p, found[0])[0].shape == (p.codec.dimension,)  # type: ignore[arg-type]
+    finish, unmasked = SecAggServer.finish, Counter[int]()
+    monkeypatch.setattr(SecAggServer, "finish", lambda self: unmasked.update([self.round]) or finish(self))
     found, _, s = run(p, 1, {(trip, 0): [cut[2][0], cut[0][0]]})
+    assert unmasked[1] == (0 if trip == "A" else 4)  # too few vectors: the other buckets' sums stay masked
     assert len(found) == 1  # the run went on with another round
     assert "2 of 4 buckets" in s.aborted[0].why
 
