@@ -2,8 +2,8 @@
 
 One sum hides who lied in it. Several disjoint ones can be compared: a client sits in one bucket, so c liars spoil c
 bucket sums at most, and a trimmed mean over the buckets leaves the c largest and the c smallest values of every
-coordinate out. Bucketing: Karimireddy, He and Jaggi, ICLR 2022; sums over groups under secure aggregation: Velicheti,
-Xia and Koyejo, 2021, and So, Guler and Avestimehr, 2021; trimmed means: Yin et al., ICML 2018.
+coordinate out. Bucketing: Karimireddy, He and Jaggi, ICLR 2022; a robust rule over secure sums of groups: Velicheti, Xia
+and Koyejo, 2021; trimmed means: Yin et al., ICML 2018.
 
 Privacy: who is in which bucket depends on numbers alone, never on data, and a unit is in one bucket a round. So of all
 sums of a round only one depends on the unit, and the round's event is that bucket's (parallel composition). The
