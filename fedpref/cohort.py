@@ -19,7 +19,7 @@ from privacy.units import PrivacyUnit, Trust
 LEAST_SHARE = 0.9  # of a cohort, where the recipe does not say
 _UNCLOSED = 5  # one round in so many may lack a closure: aborted rounds, restarts, rounds that a client slept through
 # Measured on 2 cores of an x86-64 virtual machine, in CPU seconds: a node's trips with journal, and benchmarks/secagg.py.
-_PER_ROUND, _PER_MEMBER, _PER_COORDINATE, _PER_PAD = 3.6e-3, 5.7e-4, 1.7e-7, 1.0e-9
+_PER_ROUND, _PER_MEMBER, _PER_COORDINATE, _PER_PAD = 3.6e-3, 5.7e-4, 1.7e-7, 7.0e-10
 _UP, _DOWN, _KEYS, _AGREED = 1800, 1060, 476, 320  # bytes of heads and signatures in a round; of a member's
 
 
@@ -160,7 +160,7 @@ class SecureCosts:
         strict = plan.cohort.consistency is Consistency.STRICT
         own = min(rounds, recipe.privacy.max_participations or rounds)
         up = _UP + n * (ENTRY + REVEALED) + plan.codec.upload_bytes
-        down = _DOWN + n * (_KEYS + ENTRY) + plan.cohort.threshold * _AGREED + 8 * dimension
+        down = _DOWN + n * (_KEYS + ENTRY) + plan.buckets.count * plan.cohort.threshold * _AGREED + 8 * dimension
         cpu = _PER_ROUND + n * (_PER_MEMBER + d * _PER_PAD) + d * _PER_COORDINATE
         trips = (3 if strict else 2) * rounds + 2
         cut = BucketFigures.of(recipe, plan) if plan.buckets.count > 1 else None
