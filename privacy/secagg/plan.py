@@ -62,7 +62,7 @@ class Cohort:
                 f"colluders {self.colluders}.",
                 "It takes 2 <= threshold <= least <= largest, 3 threshold > 2 largest and 2 threshold > largest + "
                 "colluders; otherwise a lying server could learn both secrets of one client.",
-                "Set threshold = least, and least above two thirds of largest.",
+                "Set threshold = least, and least above two thirds of largest; with buckets, in each of them.",
             )
 
     @property
