@@ -151,8 +151,8 @@ def _secure_lines(the_plan: Plan, costs: SecureCosts) -> Iterator[str]:
     if costs.buckets is not None:
         cut = costs.buckets
         yield (
-            f"    {cut.count} buckets, a sum of {cohort.least} to {cohort.largest} clients each; lying clients "
-            f"outvoted: {cut.liars_outvoted}; {cut.fewest_buckets} must come through; {cut.noise_factor:.2f} times the noise of one sum"
+            f"    {cut.count} buckets, a sum of {cohort.least} to {cohort.largest} clients each; lying clients outvoted: "
+            f"{cut.liars_outvoted}; {cut.fewest_buckets} must come through; {cut.noise_factor:.2f} times the noise of one sum"
         )
     surplus = (cohort.largest / cohort.honest_shares) ** 0.5
     yield f"    if everybody stays, the noise is {surplus:.2f} times the booked deviation (printed, never refunded)"
