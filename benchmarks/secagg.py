@@ -2,6 +2,7 @@
 
     python -m benchmarks.secagg [--json] [--quick]
     python -m benchmarks.secagg --only utility          what it costs in accuracy; see secagg_utility.py
+    python -m benchmarks.secagg --only buckets          what buckets cost, and what they save from a liar; see secagg_buckets.py
 
 CPU seconds of one process (``time.process_time``, best of three for the client, one run for the server). The vectors of
 all but one client are made up: any bytes of the right length are a masked vector. Flower's SecAgg+ functions run beside
@@ -232,14 +233,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--quick", action="store_true", help="nothing above one million parameters")
     parser.add_argument(
-        "--only", choices=["utility"], help="accuracy under trust `distributed`; needs torch and the model"
+        "--only", choices=["utility", "buckets"], help="accuracy under trust `distributed`; needs torch and the model"
     )
-    parser.add_argument("--folds", default="0,1,2,3,4,5,6", help="of --only utility")
+    parser.add_argument("--folds", default="0,1,2,3,4,5,6", help="of --only")
     arguments = parser.parse_args()
     if arguments.only == "utility":
         from benchmarks.secagg_utility import utility
 
         result: dict[str, Any] = {"utility": utility([int(i) for i in arguments.folds.split(",")])}
+    elif arguments.only == "buckets":
+        from benchmarks.secagg_buckets import buckets
+
+        result = {"buckets": buckets([int(i) for i in arguments.folds.split(",")])}
     else:
         result = measure(arguments.quick)
     if arguments.json:

@@ -117,7 +117,14 @@ class EvaluationConfig(Block):
     """Completions of every prompt that a policy and its base model are compared on."""
 
 
-_OF_DISTRIBUTED = {"clients_per_round", "min_clients_per_round", "secure_aggregation", "consistency", "colluders"}
+_OF_DISTRIBUTED = {
+    "clients_per_round",
+    "min_clients_per_round",
+    "num_buckets",
+    "secure_aggregation",
+    "consistency",
+    "colluders",
+}
 
 
 class Recipe(Block):

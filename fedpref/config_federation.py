@@ -59,7 +59,11 @@ class FederationConfig(Block):
     sampling `capped` it follows from the sample rate."""
     min_clients_per_round: Annotated[int, Field(ge=2)] | None = None
     """Only under trust `distributed`: a round with fewer is aborted before anything is unmasked; default: 90 %, rounded
-    up. The noise is sized for so few."""
+    up. The noise is sized for so few. With buckets, each needs its part of them."""
+    num_buckets: Annotated[int, Field(ge=1)] = 1
+    """Only under trust `distributed`: above 1, a round's clients are cut into so many disjoint buckets by a public rule, each
+    with a secure sum and noise of its own, and combined by a trimmed mean that outvotes up to `privacy.colluders` lying
+    clients (fewer than half of the buckets). Costs at least the square root of it in noise; see `docs/secagg.md`."""
     num_units: Annotated[int, Field(ge=1)]
     """A public constant, about the number of privacy units that take part (people, or records if privacy.unit is example):
     sums are divided by sample_rate * num_units. Declared here, never counted from data (rule 4)."""

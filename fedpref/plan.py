@@ -105,6 +105,12 @@ class Plan:
         return self.recipe.privacy.colluders if self.recipe.privacy.trust is Trust.DISTRIBUTED else None
 
     @property
+    def outvoted(self) -> int:
+        """Lying clients that buckets outvote (`federation.num_buckets`)."""
+        costs = self.secure_costs
+        return 0 if costs is None or costs.buckets is None else costs.buckets.liars_outvoted
+
+    @property
     def minutes(self) -> float:
         """Rough; see ``fedpref.cost``."""
         return minutes(self.recipe, self.facts, self.divisor)
@@ -189,7 +195,7 @@ class Plan:
             "private_rng": self.recipe.privacy.rng == "os",
             "claim": [_row_json(row) for row in self.rows],
             "further_adversaries": [
-                asdict(other) for other in further_adversaries(self.recipe.privacy.trust, self.colluders)
+                asdict(other) for other in further_adversaries(self.recipe.privacy.trust, self.colluders, self.outvoted)
             ],
             "each_client_alone": [_row_json(row) for row in self.node_rows],
             "labels": None

@@ -21,7 +21,8 @@ from privacy.mechanism import GaussianMechanism, Mechanism, Release
 from privacy.rng import RandomSource
 from privacy.sealed import Entrusted, LocallyPrivate, Sealed, sealed_from_bytes
 from privacy.secagg.errors import RoundAborted
-from privacy.secagg.shares import SecureSum, implausible
+from privacy.secagg.robust import BucketSums, Unmasked
+from privacy.secagg.shares import implausible
 from privacy.units import Trust
 
 
@@ -87,16 +88,16 @@ class Server:
             return self._mechanism.max_grad_norm
         return self._clipping.joint_bound(self.clipping_norm)
 
-    def release(self, replies: list[bytes | Failure] | SecureSum, reservation: Reservation) -> Release:
+    def release(self, replies: list[bytes | Failure] | Unmasked, reservation: Reservation) -> Release:
         """Sealed replies -> one noised sum. A malformed message is named and left out; the noise does not depend on it.
 
-        Under secure aggregation what came back is the noised sum itself.
+        Under secure aggregation what came back is the noised sum itself, or one per bucket.
 
         Raises:
             NoDataError: not one usable message (a bug or another version at every client).
             RoundAborted: a sum that clients which run the codec cannot have; no step is taken with it.
         """
-        if isinstance(replies, SecureSum) or isinstance(self._mechanism, DistributedMechanism):
+        if not isinstance(replies, list) or isinstance(self._mechanism, DistributedMechanism):
             return self._release_sum(replies, reservation)
         messages = [m for i, reply in enumerate(replies) if (m := self._open(i, reply, reservation.round)) is not None]
         if not messages:
@@ -121,12 +122,14 @@ class Server:
             raise _mixed()
         return replace(self._mechanism, max_grad_norm=self._bound)
 
-    def _release_sum(self, total: list[bytes | Failure] | SecureSum, reservation: Reservation) -> Release:
+    def _release_sum(self, total: list[bytes | Failure] | Unmasked, reservation: Reservation) -> Release:
         """An unmasked sum; gross nonsense is thrown away, which is post-processing of what was released already."""
         mechanism = self._mechanism
-        if not isinstance(total, SecureSum) or not isinstance(mechanism, DistributedMechanism):
+        if isinstance(total, list) or not isinstance(mechanism, DistributedMechanism):
             raise _mixed()
         release = mechanism.release(total, self._bound, reservation)
+        if isinstance(total, BucketSums):
+            return release  # each bucket's sum was cut back to what honest clients can have
         if implausible(mechanism.secagg, total, self._largest_norm / mechanism.max_grad_norm):
             raise RoundAborted(
                 f"Round {reservation.round}: the sum is larger than any of honest clients.",

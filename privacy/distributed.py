@@ -22,7 +22,8 @@ from privacy.mechanism import Release, check_booking, compose_rounds
 from privacy.rng import RandomSource
 from privacy.sampling import Sampling
 from privacy.secagg.plan import SecAggPlan
-from privacy.secagg.shares import NoisedShare, SecureSum, make_share
+from privacy.secagg.robust import BucketSums, Unmasked, robust_sum
+from privacy.secagg.shares import NoisedShare, make_share
 from privacy.units import Adversary, Trust
 
 
@@ -114,19 +115,26 @@ class DistributedMechanism:
         scaled = rows if bound == self.max_grad_norm else rows.astype(np.float64) * (self.max_grad_norm / bound)
         return make_share(self.secagg, self.secagg.codec.sum_units(scaled), number, client, rng)
 
-    def release(self, total: SecureSum, bound: float, reservation: Reservation) -> Release:
-        """The unmasked sum as the release of its round, under the federation's reservation.
+    def release(self, total: Unmasked, bound: float, reservation: Reservation) -> Release:
+        """The unmasked sum as the release of its round, under the federation's reservation; of buckets, the trimmed mean.
+
+        The event is that of one sum: a unit is in one bucket (``privacy.secagg.buckets``).
 
         Raises:
             MechanismMisuseError: fewer survivors than the plan allows, or another booking.
         """
         check_booking(reservation, self.events(reservation.round), node=False)
-        if len(total.survivors) < self.secagg.cohort.least:
+        sums = [bucket.total for bucket in total.buckets] if isinstance(total, BucketSums) else [total]
+        smallest = min(len(one.survivors) for one in sums)
+        if smallest < self.secagg.cohort.least:
             raise MechanismMisuseError(
-                f"A sum of {len(total.survivors)} clients.",
+                f"A sum of {smallest} clients.",
                 f"The noise is sized for {self.secagg.cohort.least} or more.",
                 "Abort the round before anything is unmasked.",
             )
         reservation.use("server")
         scale = bound / self.max_grad_norm
+        if isinstance(total, BucketSums):
+            value, deviation = robust_sum(self.secagg, total)
+            return Release(reservation.round, value * scale, deviation * scale)
         return Release(reservation.round, total.value * scale, total.noise_std * scale)

@@ -31,12 +31,15 @@ class FurtherAdversary:
     statement: str
 
 
-def further_adversaries(trust: Trust, colluders: int | None = None) -> tuple[FurtherAdversary, ...]:
+def further_adversaries(trust: Trust, colluders: int | None = None, outvoted: int = 0) -> tuple[FurtherAdversary, ...]:
     """The rows of guarantees.md's table beside those of ``Adversary``.
 
-    ``colluders``: how many clients the noise of trust ``distributed`` is planned for to work with the server.
+    ``colluders``: how many clients the noise of trust ``distributed`` is planned for to work with the server; ``outvoted``:
+    how many lying ones the sums over buckets bear.
     """
     together, active, malicious = _STATEMENTS[trust]
+    if outvoted:
+        malicious = _OUTVOTED.format(o=outvoted, c="{c}")
     c = "c" if colluders is None else str(colluders)
     return (
         FurtherAdversary(
@@ -66,6 +69,12 @@ _STATEMENTS = {
         "others' privacy is unchanged for up to {c} of them; a well-formed lie inside the mask is not bounded",
     ),
 }
+
+
+_OUTVOTED = (
+    "others' privacy is unchanged for up to {c} of them; a lie inside the mask moves nothing beyond what honest buckets "
+    "say, for up to {o} of them"
+)
 
 
 class Relation(StrEnum):

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.events import canonical
-from privacy.secagg.shares import NoisedShare, SecureSum
+from privacy.secagg.robust import Unmasked
+from privacy.secagg.shares import NoisedShare
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Failure:
 class Channel(Protocol):
     """Sends a request to every client of the federation."""
 
-    def exchange(self, request: RoundRequest) -> list[bytes | Failure] | SecureSum:
+    def exchange(self, request: RoundRequest) -> list[bytes | Failure] | Unmasked:
         """One reply per client, in the order of the clients; a client that does not answer is a ``Failure``.
 
-        Under secure aggregation there are no replies to see: the unmasked sum comes back.
+        Under secure aggregation there are no replies to see: the unmasked sum comes back, or one per bucket.
 
         Raises:
             RoundAborted: under secure aggregation; nothing was unmasked, and the round stays booked.

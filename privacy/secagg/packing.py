@@ -60,6 +60,7 @@ def unpack(data: bytes, dimension: int, bits: int) -> Ring:
 
 def centred(vector: Ring, bits: int) -> npt.NDArray[np.int64]:
     """The representatives in [-2^(b-1), 2^(b-1)), shape [d]."""
-    half = 1 << (bits - 1)
-    reduced = vector.astype(np.int64) & ((1 << bits) - 1)
-    return (reduced ^ half) - half
+    width = 8 * vector.itemsize
+    top = np.left_shift(vector, width - bits) if bits < width else vector  # the sign bit where the machine looks for it
+    signed = top.view(np.dtype(f"<i{vector.itemsize}"))
+    return np.right_shift(signed, width - bits).astype(np.int64) if bits < width else signed.astype(np.int64)

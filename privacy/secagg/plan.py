@@ -6,8 +6,8 @@ a server cannot change codec, clipping, noise, threshold or cohort bounds of a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from privacy.errors import ParameterError
 from privacy.events import GaussianEvent, canonical
 from privacy.secagg.bounds import honest_shares
+from privacy.secagg.buckets import Buckets
 from privacy.secagg.codec import Codec
 from privacy.secagg.keys import digest
 from privacy.secagg.sizing import ShareNoise
@@ -29,7 +30,7 @@ class Consistency(StrEnum):
 
 @dataclass(frozen=True)
 class Cohort:
-    """Bounds of a cohort.
+    """Bounds of one sum's cohort: of everybody who is asked, or of each bucket.
 
     Attributes:
         largest: n_inv, most members.
@@ -61,7 +62,7 @@ class Cohort:
                 f"colluders {self.colluders}.",
                 "It takes 2 <= threshold <= least <= largest, 3 threshold > 2 largest and 2 threshold > largest + "
                 "colluders; otherwise a lying server could learn both secrets of one client.",
-                "Set threshold = least, and least above two thirds of largest.",
+                "Set threshold = least, and least above two thirds of largest; with buckets, in each of them.",
             )
 
     @property
@@ -79,6 +80,7 @@ class SecAggPlan:
     codec: Codec
     noise: ShareNoise
     cohort: Cohort
+    buckets: Buckets = field(default_factory=Buckets)
 
     def __post_init__(self) -> None:
         codec, noise = self.codec, self.noise
@@ -95,9 +97,26 @@ class SecAggPlan:
                 "Size the noise with Cohort.honest_shares.",
             )
 
+    def split(self, round_number: int, clients: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+        """Who is in which bucket of a round, if these are invited; see ``Buckets.split``."""
+        return self.buckets.split(self.context(round_number), clients)
+
+    @property
+    def trimmed(self) -> int:
+        """Lying clients that the buckets outvote: of the c that the noise counts on."""
+        return self.buckets.outvoted(self.cohort.colluders)
+
+    @property
+    def least_buckets(self) -> int:
+        """Fewest bucket sums that make a round."""
+        return self.buckets.least(self.cohort.colluders)
+
     @property
     def event(self) -> GaussianEvent | None:
-        """What one round books against everybody: the un-amplified worst sum with its slack. None without noise."""
+        """What one round books against everybody: the un-amplified worst sum with its slack. None without noise.
+
+        With buckets it is one bucket's: the others' sums do not depend on the unit.
+        """
         if not self.noise.sigma:
             return None
         return self.noise.event(1.0, clients=self.cohort.largest, rounding_failure=self.codec.rounding_failure)
@@ -119,7 +138,15 @@ class SecAggPlan:
         """Canonical fields."""
         c = self.cohort
         cohort = [c.largest, c.least, c.threshold, c.colluders, c.consistency.value, c.unclosed]
-        return {"run": self.run, "codec": self.codec.to_json(), "noise": self.noise.to_json(), "cohort": cohort}
+        fields: dict[str, Any] = {
+            "run": self.run,
+            "codec": self.codec.to_json(),
+            "noise": self.noise.to_json(),
+            "cohort": cohort,
+        }
+        if self.buckets.count > 1:
+            fields["buckets"] = [self.buckets.count, self.buckets.largest_norm]
+        return fields
 
 
 def roster_digest(adverts: Sequence[bytes]) -> bytes:

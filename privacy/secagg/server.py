@@ -32,8 +32,10 @@ class SecAggServer:
         identity: Identity,
         clients: dict[int, bytes],
         round_number: int,
+        bucket: int = 0,
     ) -> None:
-        """``clients``: pinned identity keys."""
+        """``clients``: pinned identity keys; ``bucket``: which part of the invited this is the server of."""
+        self._bucket = bucket
         self._plan, self._identity, self._clients = plan, identity, clients
         self._round = round_number
         self._context = plan.context(round_number)
@@ -59,6 +61,11 @@ class SecAggServer:
         return self._round
 
     @property
+    def invited(self) -> tuple[int, ...]:
+        """Who is in this sum, if all answer."""
+        return self._invited
+
+    @property
     def keyed(self) -> tuple[int, ...]:
         """Who sent keys."""
         return tuple(sorted(self._adverts))
@@ -81,14 +88,14 @@ class SecAggServer:
     # ---- keys
 
     def invitation(self, invited: Sequence[int]) -> bytes:
-        """Who may take part; to all of them.
+        """Who may take part, in all buckets; to all of them. Every bucket's server signs the same bytes.
 
         Raises:
             RoundAborted: fewer than the least cohort.
         """
-        self._invited = tuple(sorted(invited))
+        self._invited = self._plan.split(self._round, invited)[self._bucket]
         self._enough(self._invited, "invited")
-        return self._say("invite", invited=list(self._invited))
+        return self._say("invite", invited=sorted(invited))
 
     def take_keys(self, client: int, data: bytes) -> bool:
         """A client's keys; False if they are left out."""

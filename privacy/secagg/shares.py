@@ -93,10 +93,17 @@ def implausible(plan: SecAggPlan, total: SecureSum, largest_norm: float) -> bool
     with probability at most e^-x (sub-Gaussian vectors; Hsu, Kakade and Zhang 2012). It catches gross values only: a liar
     can still shift the sum by about n R C.
     """
-    n, d = len(total.survivors), plan.codec.coordinates
-    honest = n * (largest_norm * plan.codec.steps + d**0.5)
-    noise = (plan.noise.variance_of(n) * (d + 10 * d**0.5 + 50)) ** 0.5
-    return bool(np.linalg.norm(total.integers.astype(np.float64)) > honest + noise)
+    return bool(
+        np.linalg.norm(total.integers.astype(np.float64)) > honest_norm(plan, len(total.survivors), largest_norm)
+    )
+
+
+def honest_norm(plan: SecAggPlan, clients: int, largest_norm: float) -> float:
+    """Norm in steps that a sum of so many honest clients exceeds with probability at most e^-25; see ``implausible``."""
+    d = plan.codec.coordinates
+    honest = clients * (largest_norm * plan.codec.steps + d**0.5)
+    noise = (plan.noise.variance_of(clients) * (d + 10 * d**0.5 + 50)) ** 0.5
+    return float(honest + noise)
 
 
 def simulated_sum(plan: SecAggPlan, shares: dict[int, NoisedShare]) -> SecureSum:

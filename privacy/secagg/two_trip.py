@@ -8,6 +8,7 @@
 | C(r), strict | ``agreement`` of r | ``unmask`` |
 
 A bundle is a list of the single messages, each signed and checked as ever; a run of T rounds takes 2T + 2 trips (3T + 2).
+All buckets of a round go through its trips together.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from privacy.secagg.client import SecAggClient, Ticket
 from privacy.secagg.errors import MalformedMessage, RoundAborted
 from privacy.secagg.keys import Identity
 from privacy.secagg.plan import Consistency, SecAggPlan
+from privacy.secagg.robust import Unmasked
+from privacy.secagg.round_server import Requests, RoundServer
 from privacy.secagg.server import SecAggServer
-from privacy.secagg.shares import NoisedShare, SecureSum
+from privacy.secagg.shares import NoisedShare
 from privacy.secagg.wire import MAGIC, divide, join
 
 _PARTS = 2
@@ -85,8 +88,9 @@ class Trip(StrEnum):
 class TwoTripServer:
     """The server over a run: ``requests`` of the trip that is due, then ``take`` what came back, until ``finished``.
 
-    A round that aborts is left in ``aborted``, and the run goes on with the next; if the set-up of that one failed too, it
-    begins again with S1 and a new number, because the number of a round is never used twice.
+    A round that aborts is left in ``aborted`` (a bucket of one that does not, in ``missing``), and the run goes on with the
+    next; if the set-up of that one failed too, it begins again with S1 and a new number, because the number of a round is
+    never used twice.
     """
 
     def __init__(
@@ -106,12 +110,13 @@ class TwoTripServer:
         """
         self._plan, self._identity, self._clients, self._invite = plan, identity, dict(clients), invite
         self._wanted, self._next_number = rounds, first_round
-        self._current: SecAggServer | None = None
-        self._next: SecAggServer | None = None
+        self._current: RoundServer | None = None
+        self._next: RoundServer | None = None
         self._closure = closure
         self._sent: list[tuple[Iterable[int], Callable[[int, bytes], bool]]] = []
         self.trip = Trip.KEYS
         self.aborted: list[RoundAborted] = []
+        self.missing: list[RoundAborted] = []
         self.faults: dict[int, str] = {}
 
     @property
@@ -134,20 +139,21 @@ class TwoTripServer:
         self._sent, parts = [], dict[int, list[bytes]]()
         if self.trip is Trip.VECTORS:
             self._current, self._next = self._next, None
-            self._add(parts, lambda r: (r.cohort(model, self._closure), r.take_masked), "_current")
+            self._add(parts, lambda r: r.cohort(model, self._closure), SecAggServer.take_masked, "_current")
         elif self.trip is Trip.SURVIVORS:
-            self._add(parts, lambda r: (_to_all(r.survivors(), r.uploaded), self._take_survivors(r)), "_current")
+            take = SecAggServer.take_unmask if self._is_last else SecAggServer.take_agreed
+            self._add(parts, lambda r: r.survivors(), take, "_current")
         elif self.trip is Trip.AGREEMENT:
-            self._add(parts, lambda r: (_to_all(r.agreement(), r.signed), r.take_unmask), "_current")
+            self._add(parts, lambda r: r.agreement(), SecAggServer.take_unmask, "_current")
         if self.trip in {Trip.KEYS, Trip.VECTORS} and self._more:
             self._open_next()
-            self._add(parts, self._invitation, "_next")
+            self._add(parts, lambda r: r.invitation(self._invite(r.round)), SecAggServer.take_keys, "_next")
         elif self.trip in {Trip.SHARES, Trip.SURVIVORS} and self._next is not None:
-            self._add(parts, lambda r: (_to_all(r.roster(), r.keyed), r.take_shares), "_next")
+            self._add(parts, lambda r: r.roster(), SecAggServer.take_shares, "_next")
         return {client: join(requests) for client, requests in parts.items()}
 
-    def take(self, replies: Mapping[int, bytes]) -> SecureSum | None:
-        """Bundles that came back; the sum of the round, once it is unmasked."""
+    def take(self, replies: Mapping[int, bytes]) -> Unmasked | None:
+        """Bundles that came back; the sum of the round, or those of its buckets, once unmasked."""
         for client, bundle in replies.items():
             self._take_bundle(client, bundle)
         result = self._finish() if self._is_last else None
@@ -165,38 +171,32 @@ class TwoTripServer:
         return self.trip is (Trip.AGREEMENT if strict else Trip.SURVIVORS)
 
     def _open_next(self) -> None:
-        self._next = SecAggServer(
+        self._next = RoundServer(
             plan=self._plan, identity=self._identity, clients=self._clients, round_number=self._next_number
         )
         self._next_number += 1
 
-    def _invitation(self, r: SecAggServer) -> tuple[dict[int, bytes], Callable[[int, bytes], bool]]:
-        invited = self._invite(r.round)
-        return _to_all(r.invitation(invited), invited), r.take_keys
-
-    def _take_survivors(self, r: SecAggServer) -> Callable[[int, bytes], bool]:
-        return r.take_unmask if self._is_last else r.take_agreed
-
     def _add(
         self,
         parts: dict[int, list[bytes]],
-        make: Callable[[SecAggServer], tuple[dict[int, bytes], Callable[[int, bytes], bool]]],
+        make: Callable[[RoundServer], Requests],
+        take: Callable[[SecAggServer, int, bytes], bool],
         which: str,
     ) -> None:
         """One round's part of the trip; if the round cannot go on, it is dropped."""
-        r: SecAggServer | None = getattr(self, which)
+        r: RoundServer | None = getattr(self, which)
         if r is None:
             return
         try:
-            requests, take = make(r)
+            requests = make(r)
         except RoundAborted as error:
             self._drop(r, which, error)
             return
         for client, request in requests.items():
             parts.setdefault(client, []).append(request)
-        self._sent.append((requests.keys(), take))
+        self._sent.append((requests.keys(), r.taker(take)))
 
-    def _drop(self, r: SecAggServer, which: str, error: RoundAborted) -> None:
+    def _drop(self, r: RoundServer, which: str, error: RoundAborted) -> None:
         self.aborted.append(error)
         self.faults.update(r.faults)
         setattr(self, which, None)
@@ -212,7 +212,7 @@ class TwoTripServer:
             if part:
                 take(client, part)
 
-    def _finish(self) -> SecureSum | None:
+    def _finish(self) -> Unmasked | None:
         r, self._closure = self._current, b""
         if r is None:
             return None
@@ -222,9 +222,9 @@ class TwoTripServer:
             self._drop(r, "_current", error)
             return None
         finally:
-            if r.closed:
-                self._closure = r.closure
+            self._closure = r.closure
         self.faults.update(r.faults)
+        self.missing += r.aborted
         self._current, self._wanted = None, self._wanted - 1
         return result
 
@@ -237,7 +237,3 @@ class TwoTripServer:
             self.trip = Trip.AGREEMENT
         else:
             self.trip = Trip.KEYS if self._next is None else Trip.VECTORS
-
-
-def _to_all(message: bytes, clients: Iterable[int]) -> dict[int, bytes]:
-    return dict.fromkeys(clients, message)

@@ -293,11 +293,3 @@ def test_a_late_vector_changes_nothing_and_blames_nobody() -> None:
     assert s.server.faults == {}
     with pytest.raises(RoundAborted):
         s.server.finish()
-
-
-def test_a_liar_in_one_bucket_leaves_the_other_buckets_alone() -> None:
-    """Bucketed sums: the median over three buckets keeps out what one liar does, at more noise."""
-    buckets = [run_round(Scene().plan, round_number=k).total.value for k in (1, 2, 3)]
-    spoilt = buckets[0] + 1e6
-    median = np.median([spoilt, buckets[1], buckets[2]], axis=0)
-    assert np.all(median <= np.maximum(buckets[1], buckets[2]))
