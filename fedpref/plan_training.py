@@ -37,9 +37,9 @@ def _check_unit(recipe: Recipe) -> None:
             "bounds nobody (guarantees.md rule 17).",
             "Remove training.local, or set privacy.unit: client.",
         )
-    if training.objective == "grpo" and training.local is not None:
+    if training.samples and training.local is not None:
         raise UnsupportedPlanError(
-            "training.objective: grpo takes no local steps.",
+            f"training.objective: {training.objective} takes no local steps.",
             "Completions are sampled from the broadcast model; after a step they are another model's, and the loss no "
             "longer that of the policy.",
             "Remove training.local and set privacy.unit: user or example.",

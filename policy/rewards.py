@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -111,6 +111,18 @@ class WeightedRewards:
 
     funcs: dict[str, RewardFunc]
     weights: tuple[float, ...]
+
+    @classmethod
+    def find(
+        cls, names: Sequence[str], weights: Sequence[float] | None, own: Mapping[str, RewardFunc]
+    ) -> WeightedRewards:
+        """Functions by name: those given as objects, then those that ``find_reward_func`` knows; weights of 1 if not given.
+
+        Raises:
+            RewardFunctionError: see ``find_reward_func``.
+        """
+        funcs = {name: own[name] if name in own else find_reward_func(name) for name in names}
+        return cls(funcs, tuple(weights or (1.0,) * len(names)))
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Tensor:
         """Rewards by function, shape [n, functions], fp32; NaN where a function said None.

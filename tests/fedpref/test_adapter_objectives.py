@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from fedpref.adapter_stage import client_rewards, make_objective, make_runtime, sampling_of
+from fedpref.adapter_stage import client_rewards, make_runtime
 from fedpref.api import run
 from fedpref.client.adapter import GradientWork
 from fedpref.client.groups import GroupMaterial
@@ -116,7 +116,7 @@ def test_a_group_is_sampled_by_itself_so_that_nobody_else_decides_what_it_says(
         seeds = iter([int.from_bytes(hashlib.sha256(records.texts[i].completion.encode()).digest()[:4], "big")
                       for i in records.first])  # fmt: skip
         rewards = client_rewards(recipe.adapter, {})
-        material = GroupMaterial(runtime, records, rewards, sampling_of(recipe.adapter), lambda s=seeds: next(s))  # type: ignore[misc]
+        material = GroupMaterial(runtime, records, rewards, recipe.adapter, lambda s=seeds: next(s))  # type: ignore[misc]
         every = np.arange(2)
         material.prepare(every)
         at = [records.texts[i].completion for i in records.first].index("second")
@@ -151,10 +151,10 @@ def test_a_prompt_that_cannot_be_scored_stops_nobody_and_weighs_nothing(
             runtime,
             prepare_records(clients, PrivacyUnit.USER, 5),
             client_rewards(recipe.adapter, {"mine": scored}),
-            sampling_of(recipe.adapter),
+            recipe.adapter,
             lambda: 7,
         )
-        objective = make_objective(recipe.adapter)
+        objective = recipe.adapter.spec(recipe.adapter.settings)
         work = GradientWork(runtime, material, objective, material.records, 2)
         found.append(sums(work, runtime.part.start.double().numpy()))
     assert not found[0][0].any()

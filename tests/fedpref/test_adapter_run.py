@@ -132,6 +132,19 @@ def test_plan_refuses_what_cannot_hold_and_says_why(
             {"training__objective": "bradley_terry", "training__adapter": "prompt_tuning"},
             "does not go with bradley_terry",
         ),
+        ({"training__objective": "grpo", "training__adapter": "prompt_tuning"}, "cannot sample"),
+        ({"training__num_virtual_tokens": 4}, "does nothing under adapter: lora_frozen_a"),
+        ({"training__adapter": "prompt_tuning", "training__lora_r": 4}, "does nothing under adapter: prompt_tuning"),
+        ({"training__adapter": "prompt_tuning", "training__lora_target_modules": ["o_proj"]}, "does nothing under"),
+        ({"training__objective": "sft", "training__ref_model": "global"}, "no reference"),
+        ({"training__objective": "grpo", "training__ref_model": "global"}, "beta: 0, which has no reference"),
+        ({"training__label_smoothing": 0.1}, "does nothing under loss_type: sigmoid"),
+        ({"training__objective": "kto", "training__label_smoothing": 0.1}, "does nothing under objective: kto"),
+        ({"training__desirable_weight": 2.0}, "does nothing under objective: dpo"),
+        ({"training__reward_funcs": ["format"]}, "does nothing under objective: dpo"),
+        ({"training__objective": "grpo", "training__reward_funcs": ["format", "format"]}, "names a function twice"),
+        ({"evaluation__judge_layer": 3}, "without the block `policy`"),
+        ({"evaluation__policy_samples": 2}, "without the block `policy`"),
         ({"training__lora_rank": 3}, "unknown key"),
         ({"reward": {"public_data": "x"}}, "exactly one of the blocks"),
     ],
@@ -149,7 +162,9 @@ def test_the_planned_size_is_the_models(tmp_path: Path, tiny_model: Path, adapte
     if adapter == "prompt_tuning" and objective == "bradley_terry":
         pytest.skip("refused")
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    changes = {"training__lora_target_modules": modules, "training__objective": objective}
+    changes: dict[str, Any] = {"training__objective": objective}
+    if adapter != "prompt_tuning":
+        changes["training__lora_target_modules"] = modules
     recipe = adapter_recipe(tmp_path, tiny_model, training__adapter=adapter, **changes)
     runtime, _ = work_of(recipe, {"one": preferences([("ann", "a", "b")])})
     assert trainable_dimension(recipe) == len(runtime.part.start)
