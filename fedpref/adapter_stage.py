@@ -40,7 +40,9 @@ from policy.trainable import attach
 from privacy.report import build_report, render_text
 from privacy.units import Trust
 from reward.backbone import load_backbone
+from reward.lora_scorer import LoraRewardConfig
 from reward.model import load_score_backbone
+from reward.scorer import CONFIG
 
 
 def run_adapter_stage(
@@ -78,8 +80,7 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
     training = recipe.adapter
     score = training.spec.score
     load = load_score_backbone if score else load_backbone
-    dtype = "float32" if recipe.dtype == "auto" else recipe.dtype  # see plan_training._check_dtype
-    backbone = load(recipe.model_name_or_path, dtype=dtype, say=say)
+    backbone = load(recipe.model_name_or_path, dtype=dtype_of(recipe), say=say)
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedPlanError(
             "training.device: cuda needs a GPU.", "There is none here.", "Set it to auto or cpu."
@@ -93,6 +94,11 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
         part.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         part.model.train()  # transformers checkpoints in this mode alone; there is no dropout
     return Runtime(backbone, part, recipe.max_length, training.tokens_per_batch, training.ref_model)
+
+
+def dtype_of(recipe: Recipe) -> str:
+    """Of the base model; see ``plan_training``."""
+    return "float32" if recipe.dtype == "auto" else recipe.dtype
 
 
 def make_trainee(recipe: Recipe, runtime: Runtime, num_clients: int, rewards: WeightedRewards | None = None) -> Trainee:
@@ -148,6 +154,9 @@ def _release(plan: Plan, folder: RunFolder, runtime: Runtime, evaluation: dict[s
     make_folder(target)
     for name, content in runtime.part.files().items():
         write_durably(target / name, content)
+    if recipe.adapter.spec.score:
+        config = LoraRewardConfig(recipe.model_name_or_path, recipe.max_length, dtype_of(recipe))
+        write_durably(target / CONFIG, config.to_bytes())
     specs = [find_dataset(name) for name in recipe.datasets]
     write_adapter_card(target, plan, specs, report, evaluation)
     write_durably(folder.path / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from policy.rewards import RewardFunc
     from reward.features import FeatureConfig
     from reward.head import PublicProjection
-    from reward.scorer import RewardModel
+    from reward.scorer import RewardModel, Scorer
 
 
 @dataclass(frozen=True)
@@ -282,11 +282,24 @@ class Run:
         content: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return content
 
-    def reward_model(self, display: Display | None = None) -> RewardModel:
-        """The released reward model."""
-        from reward.scorer import RewardModel
+    def reward_model(self, display: Display | None = None) -> Scorer:
+        """The released reward model.
 
-        return RewardModel.load(self.folder.release / "reward", (display or Display()).say)
+        Raises:
+            RunFolderError: the run trained a language model, which scores nothing.
+        """
+        import reward
+
+        training = self.recipe.training
+        if training is not None and not training.spec.score:
+            raise RunFolderError(
+                f"{self.path}: has no reward model.",
+                f"Its clients trained an adapter of the language model by {training.objective}; the figures on evaluation "
+                "users' records are in evaluation.json.",
+                "Load release/policy with PeftModel.from_pretrained; a reward model comes from the block `reward`, or from "
+                "training.objective: bradley_terry.",
+            )
+        return reward.load(self.folder.release / "reward", (display or Display()).say)
 
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.

@@ -73,7 +73,7 @@ def run_policy_stage(
     evaluation, samples = _evaluate(task, recipe, groups, judges, show)
     target = folder.release / "policy"
     make_folder(target)
-    for name, content in adapter_files(task.model).items():
+    for name, content in adapter_files(task.model, recipe.model_name_or_path).items():
         write_durably(target / name, content)
     _write(target / "fedpref_policy.json", inputs_record(recipe, config, folder, task))
     write_policy_card(target, plan, evaluation)

@@ -17,6 +17,7 @@ from fedpref.plan import make_plan
 from privacy.errors import CodedError
 from privacy.report import build_report
 from tests.fedpref.adapters import adapter_recipe, work_of
+from tests.fedpref.conftest import speak
 from tests.tiny import preferences
 
 LOCAL = {"learning_rate": 0.01}
@@ -49,6 +50,34 @@ def test_a_run_books_what_was_planned_and_releases_what_peft_loads(
         assert set(block["measures"]["reward accuracy"]) >= {"before", "after", "difference", "interval"}
     manifest = json.loads((finished.path / "release" / "manifest.json").read_text())
     assert f"{folder.name}/adapter_model.safetensors" in manifest["files"]
+
+
+def test_a_released_lora_reward_model_is_evaluated_on_other_pairs_as_the_run_did(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    changes = {
+        "training__objective": "bradley_terry",
+        "training__adapter": "lora_core",
+        "evaluation__unseen_topics": [],
+    }
+    recipe = adapter_recipe(tmp_path, tiny_model, training__max_eval_records=500, max_length=128, **changes)
+    finished = run(recipe)
+    spoken = speak("eval", str(finished.path), "--data", recipe.datasets[0], "--json")
+    assert spoken.code == 0, spoken.err
+    figures, told = json.loads(spoken.out), finished.evaluation["seen topics"]
+    assert figures["pairs"] == told["records"]
+    assert figures["reward_accuracy"] == pytest.approx(told["measures"]["reward accuracy"]["after"], abs=1e-9)
+    card = (finished.path / "release" / "reward" / "README.md").read_text()
+    assert 'reward.load("release/reward")' in card
+    assert "load_score_backbone" in card
+
+
+def test_a_run_without_a_reward_model_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    finished = run(adapter_recipe(tmp_path, tiny_model, federation__num_rounds=1))
+    spoken = speak("eval", str(finished.path), "--data", finished.recipe.datasets[0])
+    assert spoken.code == 1
+    assert "has no reward model" in spoken.err
+    assert "PeftModel.from_pretrained" in spoken.err
 
 
 @pytest.mark.slow
