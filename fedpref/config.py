@@ -199,12 +199,13 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
         whole = self.privacy.unit is PrivacyUnit.CLIENT
-        if whole and self.reward is not None and self.reward.local is None:
+        block, local = ("training", self.adapter.local) if self.reward is None else ("reward", self.reward.local)
+        if whole and local is None:
             raise ValueError(
-                "privacy.unit: client needs reward.local: a client's whole update is clipped once (DP-FedAvg)"
+                f"privacy.unit: client needs {block}.local: a client's whole update is clipped once (DP-FedAvg)"
             )
-        if self.reward is not None and self.reward.local is not None and not whole:
-            self._local_dp_sgd()
+        if local is not None and not whole:
+            self._local_dp_sgd(block)
         if whole and self.privacy.labels == "randomized_response":
             raise ValueError(
                 "privacy.labels: randomized_response does not go with unit client: nothing bounds a client's number of labels"
@@ -218,7 +219,13 @@ class Recipe(Block):
         self._judge()
         return self
 
-    def _local_dp_sgd(self) -> None:
+    def _local_dp_sgd(self, block: str) -> None:
+        """Local steps of people or records: every one noised and booked, which the reward head alone offers."""
+        if block == "training":
+            raise ValueError(
+                "training.local needs privacy.unit: client: after the first local step every gradient depends on the client's "
+                "other people, so that clipping each of them bounds nobody (guarantees.md rule 17)"
+            )
         if self.privacy.trust is not Trust.LOCAL:
             raise ValueError(
                 "reward.local needs privacy.unit: client, or trust: local, where every step of a client is noised; people and "

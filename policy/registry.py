@@ -10,10 +10,31 @@ from typing import Any, Literal, get_args
 from policy.coupled import COUPLED, check_loss_type, couples, unknown
 from reward.errors import ObjectiveNameError
 
-__all__ = ["COUPLED", "ENTRY_POINTS", "OBJECTIVES", "BatchKind", "MeasureKind", "ObjectiveSpec", "find_objective"]
+__all__ = [
+    "COUPLED",
+    "ENTRY_POINTS",
+    "OBJECTIVES",
+    "BatchKind",
+    "DpoLossType",
+    "MeasureKind",
+    "ObjectiveSpec",
+    "find_objective",
+]
 ENTRY_POINTS = "fedpref.objectives"
 BatchKind = Literal["pairs", "choices", "unpaired", "completions", "groups"]
 MeasureKind = Literal["loss", "log_ratios", "scores", "choices", "token_loss", "mean_reward"]
+DpoLossType = Literal[
+    "sigmoid",
+    "ipo",
+    "hinge",
+    "robust",
+    "apo_zero",
+    "apo_down",
+    "sppo_hard",
+    "exo_pair",
+    "nca_pair",
+    "sigmoid_norm",
+]
 Objective = Callable[[Any, Any], Any]
 
 
@@ -190,19 +211,6 @@ def _grpo(**settings: Any) -> Objective:
     return _make(GrpoObjective, settings)
 
 
-_DPO_LOSSES = (
-    "sigmoid",
-    "ipo",
-    "hinge",
-    "robust",
-    "apo_zero",
-    "apo_down",
-    "sppo_hard",
-    "exo_pair",
-    "nca_pair",
-    "sigmoid_norm",
-)
-
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     spec.name: spec
     for spec in (
@@ -214,7 +222,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "dpo",
             "pairs",
             _dpo,
-            _DPO_LOSSES,
+            get_args(DpoLossType),
             settings=("label_smoothing",),
             beta=0.1,
             measure="log_ratios",

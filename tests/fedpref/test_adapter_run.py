@@ -118,9 +118,6 @@ def _stops_at_the_second(_: int) -> Any:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"privacy__unit": "client"}, "needs the block training.local"),
-        ({"training__local": LOCAL}, "bounds nobody"),
-        ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
         ({"training__aggregation": "stack"}, "nothing to repair"),
         ({"dtype": "bfloat16"}, "does not go with private training"),
         ({"privacy__trust": "distributed"}, "not available for adapters yet"),
@@ -175,6 +172,9 @@ def test_plan_refuses_what_cannot_hold_and_says_why(
         ({"evaluation__judge_layer": 3}, "without the block `policy`"),
         ({"evaluation__policy_samples": 2}, "without the block `policy`"),
         ({"training__lora_rank": 3}, "unknown key"),
+        ({"privacy__unit": "client"}, "needs training.local"),
+        ({"training__local": LOCAL}, "bounds nobody"),
+        ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
         ({"reward": {"public_data": "x"}}, "exactly one of the blocks"),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from policy.dpo_losses import LOSSES, DpoLossType
+from policy.dpo_losses import LOSSES
 from policy.objectives import DpoObjective, GrpoObjective, KtoObjective, SftObjective
-from policy.registry import COUPLED, OBJECTIVES, ObjectiveSpec, find_objective
+from policy.registry import COUPLED, OBJECTIVES, DpoLossType, ObjectiveSpec, find_objective
 from reward.errors import ObjectiveNameError
 from reward.objectives import BradleyTerryObjective, SelectorObjective
 
