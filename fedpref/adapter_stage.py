@@ -105,14 +105,15 @@ def make_trainee(recipe: Recipe, runtime: Runtime, num_clients: int, rewards: We
     """What the federation trains: the adapter's layout and first values, and the clients' work on it.
 
     Args:
-        rewards: of ``client_rewards``.
+        rewards: of ``client_rewards``; None: what it finds by name.
     """
     training, p = recipe.adapter, recipe.privacy
+    scored = client_rewards(training, {}) if rewards is None else rewards
 
     def work(clients: Mapping[str, Preferences]) -> ClientWork:
         records = prepare_records(clients, p.unit, p.max_pairs_per_user)
         objective = training.spec(training.settings)
-        material = make_material(training, runtime, records, rewards, seeds_of(recipe))
+        material = make_material(training, runtime, records, scored, seeds_of(recipe))
         if training.local is not None:
             return LocalWork(runtime, material, objective, records, training.local)
         return GradientWork(runtime, material, objective, records, num_clients)

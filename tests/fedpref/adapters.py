@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedpref.adapter_stage import client_rewards, make_runtime, make_trainee
+from fedpref.adapter_stage import make_runtime, make_trainee
 from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import RoundClipping
 from fedpref.client.material import Runtime
@@ -48,7 +48,7 @@ def adapter_recipe(
 def work_of(recipe: Recipe, clients: dict[str, Preferences]) -> tuple[Runtime, GradientWork | LocalWork]:
     """The model of a node, and its clients' work."""
     runtime = make_runtime(recipe)
-    work = make_trainee(recipe, runtime, len(clients), client_rewards(recipe.adapter, {})).work(clients)
+    work = make_trainee(recipe, runtime, len(clients)).work(clients)
     assert isinstance(work, (GradientWork, LocalWork))
     return runtime, work
 

@@ -20,7 +20,9 @@ from fedpref.data.loading import load_federated
 from fedpref.errors import WrongFormatError
 from privacy.units import PrivacyUnit
 from reward.errors import RewardFunctionError
+from reward.lora_scorer import LoraRewardModel
 from tests.fedpref.adapters import adapter_recipe, sums, work_of
+from tests.reward.test_lora_scorer import released
 from tests.tiny import preferences, write_dataset, write_jsonl
 
 MEASURES = {
@@ -173,6 +175,20 @@ def test_reward_functions_that_never_work_are_found_before_anything_is_read(tmp_
 
     with pytest.raises(RewardFunctionError, match="raised KeyError"):
         client_rewards(recipe.adapter, {"mine": broken})
+
+
+def test_a_released_lora_reward_model_scores_for_clients(tmp_path: Path, tiny_model: Path) -> None:
+    release = tmp_path / "reward"
+    release.mkdir()
+    released(release, tiny_model)
+    reward_model = {"training__reward_funcs": ["reward_model"], "training__reward_model": str(release)}
+    recipe = adapter_recipe(tmp_path, tiny_model, training__objective="grpo", **GRPO | reward_model)
+    rewards = client_rewards(recipe.adapter, {})
+    assert rewards is not None
+    assert isinstance(rewards.funcs["reward_model"], LoraRewardModel)
+    by_func = rewards(["Why?", "Why?"], ["Because.", "So."], completion_ids=[[1], [2]])
+    assert by_func.shape == (2, 1)
+    assert by_func[0, 0] != by_func[1, 0]
 
 
 def test_one_prompts_whole_group_is_bounded(tmp_path: Path, tiny_model: Path) -> None:
