@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, get_args
 
 from policy.coupled import COUPLED, check_loss_type, couples, unknown
+from policy.plugins import load_plugin
 from reward.errors import ObjectiveNameError
 
 __all__ = [
@@ -137,15 +138,7 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
             (*OBJECTIVES, *(objectives or {}), *sorted(found)),
             f"Install the package that offers it as an entry point of `{ENTRY_POINTS}`.",
         )
-    try:
-        spec = found[name].load()
-    except Exception as error:  # another package's import may raise anything
-        raise ObjectiveNameError(
-            f"The objective {name!r} cannot be loaded.",
-            f"{type(error).__name__}: {error}"[:200],
-            "Mend or reinstall the package that offers it.",
-        ) from error
-    return _checked(name, spec)
+    return _checked(name, load_plugin(found[name], "objective", ObjectiveNameError))
 
 
 def _checked(name: str, spec: object) -> ObjectiveSpec:
