@@ -330,7 +330,7 @@ class Run:
             show.say(f"{left_out:,} votes of the run's own {whose} are left out")
         return evaluate(
             preferences,
-            lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),
+            lambda texts: model.score_conversations(texts, lambda d, n: show.progress("scores", d, n)),
             self.recipe.evaluation.bootstrap_samples,
             self.recipe.seed,
         )
