@@ -35,7 +35,7 @@ from benchmarks.reward import Bench, say
 from fedpref.config import PolicyConfig, Recipe
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
-from fedpref.improvement import load_groups, make_rewards, make_task, train_policy
+from fedpref.improvement import REWARD_MODEL, load_groups, make_task, train_policy
 from fedpref.policy_evaluation import HeldOutJudge, evaluate_policy, held_out_judge, sample_both
 from fedpref.terminal import PlainDisplay
 from fedpref.tracking import JsonlTracker, Trackers, is_policy_figure
@@ -115,7 +115,9 @@ def improve_and_compare(recipe: Recipe, reward_model: RewardModel | None, judges
     """Train as ``fedpref run`` does, in a scratch folder, and evaluate every group of prompts."""
     config, show = policy_of(recipe), PlainDisplay()
     groups = load_groups(recipe, config)
-    task = make_task(recipe, config, groups.train, make_rewards(config, reward_model, {}), show)
+    own = {} if reward_model is None else {REWARD_MODEL: reward_model}
+    rewards = WeightedRewards.find(config.reward_funcs, config.reward_weights, own)
+    task = make_task(recipe, config, groups.train, rewards, show)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         folder = RunFolder(Path(scratch))
         began = time.process_time()

@@ -12,16 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpref.client.groups import GroupMaterial, Sampling
-from fedpref.client.material import CompletionMaterial, Material, PairMaterial, Runtime, SelectorMaterial
+from fedpref.client.groups import GroupMaterial
+from fedpref.client.material import MATERIALS, CompletionMaterial, Material, PairMaterial, Runtime, SelectorMaterial
 from fedpref.client.records import NodeRecords
 from fedpref.client.work import pair_name
 from fedpref.config import Recipe
+from fedpref.config_training import TrainingConfig
 from fedpref.data.preferences import Preferences
 from fedpref.data.split import Split, hash_fraction
 from fedpref.evaluation import interval
 from policy.batches import CompletionBatch
 from policy.logprobs import answer_logps
+from policy.registry import MeasureKind
 from policy.rewards import WeightedRewards
 from reward.batches import PairBatch, SelectorBatch
 from reward.evaluate import pair_correct
@@ -46,12 +48,14 @@ class EvaluationTask:
         return {name: self.measure(self.runtime, as_records(data)) for name, data in self.groups.items() if len(data)}
 
 
-def make_evaluation(runtime: Runtime, recipe: Recipe, split: Split, measure: Measure | None = None) -> EvaluationTask:
+def make_evaluation(
+    runtime: Runtime, recipe: Recipe, split: Split, rewards: WeightedRewards | None = None
+) -> EvaluationTask:
     """The first ``max_eval_records`` records of every group of evaluation users, in a hash order of user and text."""
     most = recipe.adapter.max_eval_records
     groups = {"seen topics": split.seen, "unseen topics": split.unseen}
     chosen = {name: _first(data, most) for name, data in groups.items()}
-    return EvaluationTask(replace(runtime, ref_model="base"), chosen, measure or MEASURES[recipe.adapter.objective]())
+    return EvaluationTask(replace(runtime, ref_model="base"), chosen, make_measure(recipe, rewards))
 
 
 def _first(data: Preferences, most: int) -> Preferences:
@@ -107,12 +111,14 @@ def compare(
 
 @torch.no_grad()
 def _by_record(runtime: Runtime, material: Material, number: int, of: Callable[[Any], Tensor]) -> Figures:
-    """``of`` every record's batch, in the records' order, fp64 [n, ...]."""
+    """``of`` every record's batch, in the records' order, fp64 [n, 2]; of a record with several rows their sum."""
     every, parts = np.arange(number), [np.zeros((0, 2))]
     order = [np.zeros(0, dtype=np.int64)]
     for places in runtime.by_tokens(material.sizes(every)):
-        batch = material.batch(every[places], torch.zeros(len(places), dtype=torch.int64), torch.ones(len(places)))
-        found = of(batch).double().cpu().numpy()
+        batch = material.batch(every[places], torch.arange(len(places)), torch.ones(len(places)))
+        answers = of(batch).double().cpu()
+        total = answers.new_zeros(len(places), *answers.shape[1:])
+        found = total.index_add(0, batch.row_unit.cpu(), answers).numpy()
         parts.append(found if found.ndim > 1 else np.stack([found, found], axis=1))
         order.append(places)
     return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(order))])
@@ -120,7 +126,7 @@ def _by_record(runtime: Runtime, material: Material, number: int, of: Callable[[
 
 @dataclass
 class ImplicitRewards:
-    """DPO and KTO: is log pi/pi_ref of the better answer above that of the worse one (1, a tie 1/2), and by how much.
+    """Log-ratios: is log pi/pi_ref of the better answer above that of the worse one (1, a tie 1/2), and by how much.
 
     Policy and reference are computed on the same rows, so that equal models give exact ties; the reference once.
     """
@@ -137,7 +143,7 @@ class ImplicitRewards:
                     self._reference[key] = answer_logps(reference, rows)
             return answer_logps(runtime.part.model, rows) - self._reference[key]
 
-        both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), ratios)
+        both = _by_record(runtime, PairMaterial(runtime, records), len(records.first), ratios)
         return {"reward accuracy": pair_correct(both[:, 0], both[:, 1]), "log-ratio margin": both[:, 0] - both[:, 1]}
 
 
@@ -147,7 +153,7 @@ def scores(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     def of(batch: PairBatch) -> Tensor:
         return answer_scores(runtime.part.model, batch.rows)
 
-    both = _by_record(runtime, PairMaterial(runtime, records, reference=False), len(records.first), of)
+    both = _by_record(runtime, PairMaterial(runtime, records), len(records.first), of)
     return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
 
 
@@ -158,7 +164,7 @@ def choices(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
         logits = choice_logits(runtime.part.model, batch)
         return logits.gather(1, torch.stack([batch.label, 1 - batch.label], dim=1))
 
-    both = _by_record(runtime, SelectorMaterial(runtime, records, reference=False), len(records.first), of)
+    both = _by_record(runtime, SelectorMaterial(runtime, records), len(records.first), of)
     return {"reward accuracy": pair_correct(both[:, 0], both[:, 1])}
 
 
@@ -168,25 +174,50 @@ def token_loss(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
     def of(batch: CompletionBatch) -> Tensor:
         return -answer_logps(runtime.part.model, batch.rows)[:, 0] / batch.rows.answer_lengths[:, 0].clamp_min(1)
 
-    material = CompletionMaterial(runtime, records, reference=False)
+    material = CompletionMaterial(runtime, records)
     return {"loss per token": _by_record(runtime, material, len(records.first), of)[:, 0]}
 
 
-def mean_reward(rewards: WeightedRewards, sampling: Sampling, seed: int) -> Measure:
-    """GRPO: the mean weighted reward of a prompt's completions, sampled as clients do, with the same seeds before and after."""
+def mean_reward(rewards: WeightedRewards, config: TrainingConfig, seed: int) -> Measure:
+    """The mean weighted reward of a prompt's completions, sampled as clients do, with the same seeds before and after."""
 
     def measure(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
         counter = itertools.count(seed)
-        material = GroupMaterial(runtime, records, rewards, sampling, lambda: next(counter))
+        material = GroupMaterial(runtime, records, rewards, config, lambda: next(counter))
         return {"mean reward": np.array([material.rewards_of(i).mean() for i in range(len(records.first))])}
 
     return measure
 
 
-MEASURES: dict[str, Callable[[], Measure]] = {
-    "dpo": ImplicitRewards,
-    "kto": ImplicitRewards,
-    "bradley_terry": lambda: scores,
-    "sft": lambda: token_loss,
-    "binary_selector": lambda: choices,
+def mean_loss(config: TrainingConfig) -> Measure:
+    """An objective of another package: its own loss, that of all answers of a record together."""
+    objective = config.spec(config.settings)
+
+    def measure(runtime: Runtime, records: NodeRecords) -> dict[str, Figures]:
+        material = MATERIALS[config.spec.batch](runtime, records, reference=config.spec.reference)
+        material.prepare(np.arange(len(records.first)))
+
+        def of(batch: Any) -> Tensor:
+            return torch.as_tensor(objective(runtime.part.model, batch))
+
+        return {"loss per record": _by_record(runtime, material, len(records.first), of)[:, 0]}
+
+    return measure
+
+
+def make_measure(recipe: Recipe, rewards: WeightedRewards | None) -> Measure:
+    """The measure of the recipe's objective; ``rewards`` are those of clients that sample completions."""
+    config = recipe.adapter
+    if rewards is not None:
+        return mean_reward(rewards, config, recipe.seed)
+    if config.spec.measure == "loss":
+        return mean_loss(config)
+    return _MEASURES[config.spec.measure]()
+
+
+_MEASURES: dict[MeasureKind, Callable[[], Measure]] = {
+    "log_ratios": ImplicitRewards,
+    "scores": lambda: scores,
+    "choices": lambda: choices,
+    "token_loss": lambda: token_loss,
 }

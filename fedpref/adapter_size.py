@@ -26,7 +26,7 @@ def trainable_dimension(recipe: Recipe) -> int | None:
     config, training = _model_config(recipe.model_name_or_path), recipe.adapter
     if config is None:
         return None
-    score = int(config["hidden_size"]) if training.objective == "bradley_terry" else 0
+    score = int(config["hidden_size"]) if training.spec.score else 0
     if training.adapter == "prompt_tuning":
         return training.num_virtual_tokens * int(config["hidden_size"]) + score
     shapes = [_shape(name, config) for name in training.lora_target_modules]

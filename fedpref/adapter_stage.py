@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from fedpref.adapter_evaluation import compare, make_evaluation, mean_reward
+import reward
+from fedpref.adapter_evaluation import compare, make_evaluation
 from fedpref.aggregation.lora import LoraRule, is_exact
 from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import ClientWork
-from fedpref.client.groups import GroupMaterial, Sampling, check_rewards
-from fedpref.client.material import MATERIALS, Material, Runtime
+from fedpref.client.groups import check_rewards, make_material
+from fedpref.client.material import Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
@@ -27,19 +28,21 @@ from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import make_folder, write_durably
 from fedpref.manifest import Manifest
+from fedpref.objective_check import check_objective
 from fedpref.plan import Plan
 from fedpref.release import write_adapter_card
 from fedpref.tracking import open_trackers
 from fedpref.training import RunInput, Trainee, train
-from policy.registry import find_objective
-from policy.rewards import RewardFunc, WeightedRewards, find_reward_func
+from policy.registry import OBJECTIVES
+from policy.rewards import RewardFunc, WeightedRewards
 from policy.settings import LoraSettings
 from policy.trainable import attach
 from privacy.report import build_report, render_text
 from privacy.units import Trust
 from reward.backbone import load_backbone
+from reward.lora_scorer import LoraRewardConfig
 from reward.model import load_score_backbone
-from reward.scorer import RewardModel
+from reward.scorer import CONFIG
 
 
 def run_adapter_stage(
@@ -52,14 +55,12 @@ def run_adapter_stage(
     """Train, evaluate, release; writes ``release/policy`` or ``release/reward``, ``evaluation.json`` and the report."""
     recipe = plan.recipe
     runtime = make_runtime(recipe, show.say)
-    measure = None
-    if recipe.adapter.objective == "grpo":
-        measure = mean_reward(
-            client_rewards(recipe.adapter, reward_funcs or {}), sampling_of(recipe.adapter), recipe.seed
-        )
-    task = make_evaluation(runtime, recipe, data.split, measure)
+    rewards = client_rewards(recipe.adapter, reward_funcs or {})
+    if recipe.adapter.objective not in OBJECTIVES:
+        check_objective(recipe.adapter, runtime)
+    task = make_evaluation(runtime, recipe, data.split, rewards)
     before = task.figures()
-    trainee = make_trainee(recipe, runtime, len(data.clients), reward_funcs)
+    trainee = make_trainee(recipe, runtime, len(data.clients), rewards)
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         vector = train(RunInput(plan, data), trainee, folder, [*trackers, show], show.say)
     runtime.part.load(torch.from_numpy(vector).float())
@@ -77,10 +78,9 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
         ModelNotFoundError, AdapterError: see there.
     """
     training = recipe.adapter
-    score = training.objective == "bradley_terry"
+    score = training.spec.score
     load = load_score_backbone if score else load_backbone
-    dtype = "float32" if recipe.dtype == "auto" else recipe.dtype  # see plan_training._check_dtype
-    backbone = load(recipe.model_name_or_path, dtype=dtype, say=say)
+    backbone = load(recipe.model_name_or_path, dtype=dtype_of(recipe), say=say)
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedPlanError(
             "training.device: cuda needs a GPU.", "There is none here.", "Set it to auto or cpu."
@@ -96,21 +96,24 @@ def make_runtime(recipe: Recipe, say: Callable[[str], None] = lambda _: None) ->
     return Runtime(backbone, part, recipe.max_length, training.tokens_per_batch, training.ref_model)
 
 
-def make_trainee(
-    recipe: Recipe, runtime: Runtime, num_clients: int, reward_funcs: Mapping[str, RewardFunc] | None = None
-) -> Trainee:
-    """What the federation trains: the adapter's layout and first values, and the clients' work on it."""
+def dtype_of(recipe: Recipe) -> str:
+    """Of the base model; see ``plan_training``."""
+    return "float32" if recipe.dtype == "auto" else recipe.dtype
+
+
+def make_trainee(recipe: Recipe, runtime: Runtime, num_clients: int, rewards: WeightedRewards | None = None) -> Trainee:
+    """What the federation trains: the adapter's layout and first values, and the clients' work on it.
+
+    Args:
+        rewards: of ``client_rewards``; None: what it finds by name.
+    """
     training, p = recipe.adapter, recipe.privacy
+    scored = client_rewards(training, {}) if rewards is None else rewards
 
     def work(clients: Mapping[str, Preferences]) -> ClientWork:
         records = prepare_records(clients, p.unit, p.max_pairs_per_user)
-        objective = make_objective(training)
-        if training.objective == "grpo":
-            material: Material = GroupMaterial(
-                runtime, records, client_rewards(training, reward_funcs or {}), sampling_of(training), seeds_of(recipe)
-            )
-        else:
-            material = MATERIALS[training.objective](runtime, records)
+        objective = training.spec(training.settings)
+        material = make_material(training, runtime, records, scored, seeds_of(recipe))
         if training.local is not None:
             return LocalWork(runtime, material, objective, records, training.local)
         return GradientWork(runtime, material, objective, records, num_clients)
@@ -118,37 +121,8 @@ def make_trainee(
     manifest = Manifest(runtime.part.tensors)
     exact = is_exact(training.adapter, local_steps=training.local is not None)
     visible = p.trust is Trust.CENTRAL and p.noise_multiplier == 0  # else nobody may know single updates
-    rule = LoraRule(manifest, training.aggregation, divisor_of(recipe)) if visible and not exact else None
+    rule = LoraRule(manifest, training.aggregation, recipe.divisor) if visible and not exact else None
     return Trainee(manifest, runtime.part.start.double().numpy(), work, rule, 0.0 if exact else None)
-
-
-def divisor_of(recipe: Recipe) -> float:
-    """The public constant that sums are divided by (rule 4)."""
-    return recipe.privacy.sample_rate * recipe.federation.num_units
-
-
-def make_objective(training: TrainingConfig) -> Any:
-    """The recipe's loss per record, by the registry of objectives."""
-    read = {
-        "dpo": ("loss_type", "beta", "label_smoothing"),
-        "bradley_terry": ("label_smoothing",),
-        "kto": ("beta", "desirable_weight", "undesirable_weight"),
-        "grpo": ("loss_type", "max_completion_length", "beta", "temperature"),
-    }
-    settings = {key: getattr(training, key) for key in read.get(training.objective, ())}
-    return find_objective(training.objective)(settings)
-
-
-def sampling_of(training: TrainingConfig) -> Sampling:
-    """How clients sample completions of their prompts."""
-    return Sampling(
-        training.num_generations,
-        training.max_completion_length,
-        training.temperature,
-        training.scale_rewards,
-        training.prompt_suffix,
-        bool(training.beta),
-    )
 
 
 def seeds_of(recipe: Recipe) -> Callable[[], int]:
@@ -159,20 +133,17 @@ def seeds_of(recipe: Recipe) -> Callable[[], int]:
     return lambda: next(counter)
 
 
-def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> WeightedRewards:
-    """The reward functions of the clients: those found by name, given by object, or a released reward model.
+def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> WeightedRewards | None:
+    """The reward functions of clients that sample completions: found by name, given as objects, or a released reward model.
 
     Raises:
         RewardFunctionError, RewardModelError: not to be found, or of no use on a public prompt.
     """
-
-    def find(name: str) -> RewardFunc:
-        if name == "reward_model" and training.reward_model is not None:
-            return RewardModel.load(training.reward_model)
-        return own[name] if name in own else find_reward_func(name)
-
-    weights = training.reward_weights or (1.0,) * len(training.reward_funcs)
-    rewards = WeightedRewards({name: find(name) for name in training.reward_funcs}, weights)
+    if not training.samples:
+        return None
+    if training.reward_model is not None:
+        own = {**own, "reward_model": reward.load(training.reward_model)}
+    rewards = WeightedRewards.find(training.reward_funcs, training.reward_weights, own)
     check_rewards(rewards)
     return rewards
 
@@ -180,10 +151,13 @@ def client_rewards(training: TrainingConfig, own: Mapping[str, RewardFunc]) -> W
 def _release(plan: Plan, folder: RunFolder, runtime: Runtime, evaluation: dict[str, Any]) -> None:
     """Adapter, card, evaluation and report."""
     recipe, report = plan.recipe, build_report(folder.path)
-    target = folder.release / ("reward" if recipe.adapter.objective == "bradley_terry" else "policy")
+    target = folder.release / ("reward" if recipe.adapter.spec.score else "policy")
     make_folder(target)
     for name, content in runtime.part.files().items():
         write_durably(target / name, content)
+    if recipe.adapter.spec.score:
+        config = LoraRewardConfig(recipe.model_name_or_path, recipe.max_length, dtype_of(recipe))
+        write_durably(target / CONFIG, config.to_bytes())
     specs = [find_dataset(name) for name in recipe.datasets]
     write_adapter_card(target, plan, specs, report, evaluation)
     write_durably(folder.path / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from fedpref.client.work import FeatureStore
     from fedpref.data.loading import FederatedData
     from fedpref.data.split import Split
+    from policy.registry import ObjectiveSpec
     from policy.rewards import RewardFunc
     from reward.features import FeatureConfig
     from reward.head import PublicProjection
-    from reward.scorer import RewardModel
+    from reward.scorer import RewardModel, Scorer
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,17 @@ class LoadedRecipe:
             return run(self.recipe, resume=resume, display=shown, reward_funcs=reward_funcs)
 
 
-def load_recipe(path: str | Path, **overrides: Any) -> LoadedRecipe:
-    """Read a recipe by path or shipped name; overrides as ``privacy__target_epsilon=4`` or ``**{"privacy.trust": "local"}``."""
+def load_recipe(
+    path: str | Path, *, objectives: Mapping[str, ObjectiveSpec] | None = None, **overrides: Any
+) -> LoadedRecipe:
+    """Read a recipe by path or shipped name; overrides as ``privacy__target_epsilon=4`` or ``**{"privacy.trust": "local"}``.
+
+    Args:
+        objectives: own ones that ``training.objective`` may name, beside those of this version and installed packages;
+            tried on made-up records before a run books anything (``fedpref.objective_check``).
+    """
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return LoadedRecipe(read_recipe(find_recipe(str(path)), dotted))
+    return LoadedRecipe(read_recipe(find_recipe(str(path)), dotted, objectives))
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -114,7 +122,7 @@ def run(
         _run_reward_stage(the_plan, folder, data, reward_funcs or {}, show)
     write_manifest(folder.path, the_plan)
     folder.finish()
-    return Run(folder.path)
+    return Run(folder.path, objectives=recipe.objectives)
 
 
 def _run_reward_stage(
@@ -220,13 +228,13 @@ def _write(path: Path, text: str) -> None:
 class Run:
     """A run folder: report, evaluation, released reward model."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open a run folder.
+    def __init__(self, path: str | Path, *, objectives: Mapping[str, ObjectiveSpec] | None = None) -> None:
+        """Open a run folder; ``objectives`` as given to ``load_recipe``.
 
         Raises:
             RunFolderError: it is none, or of another version.
         """
-        self.folder = RunFolder(Path(path))
+        self.folder, self._objectives = RunFolder(Path(path)), objectives
         self.status: Mapping[str, Any] = self.folder.status()
 
     @property
@@ -237,7 +245,7 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return self.folder.recipe()
+        return self.folder.recipe(self._objectives)
 
     def report(self) -> Report:
         """The privacy report, composed afresh from the ledgers."""
@@ -274,11 +282,24 @@ class Run:
         content: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return content
 
-    def reward_model(self, display: Display | None = None) -> RewardModel:
-        """The released reward model."""
-        from reward.scorer import RewardModel
+    def reward_model(self, display: Display | None = None) -> Scorer:
+        """The released reward model.
 
-        return RewardModel.load(self.folder.release / "reward", (display or Display()).say)
+        Raises:
+            RunFolderError: the run trained a language model, which scores nothing.
+        """
+        import reward
+
+        training = self.recipe.training
+        if training is not None and not training.spec.score:
+            raise RunFolderError(
+                f"{self.path}: has no reward model.",
+                f"Its clients trained an adapter of the language model by {training.objective}; the figures on evaluation "
+                "users' records are in evaluation.json.",
+                "Load release/policy with PeftModel.from_pretrained; a reward model comes from the block `reward`, or from "
+                "training.objective: bradley_terry.",
+            )
+        return reward.load(self.folder.release / "reward", (display or Display()).say)
 
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
@@ -309,7 +330,7 @@ class Run:
             show.say(f"{left_out:,} votes of the run's own {whose} are left out")
         return evaluate(
             preferences,
-            lambda texts: model.score_conversations(texts, lambda d, n: show.progress("features", d, n)),
+            lambda texts: model.score_conversations(texts, lambda d, n: show.progress("scores", d, n)),
             self.recipe.evaluation.bootstrap_samples,
             self.recipe.seed,
         )

@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedpref.config_blocks import Block, Names, NonNegative, Positive, ServerOptimizerConfig
+from fedpref.config_blocks import Block, Names, NonNegative, Positive, ServerOptimizerConfig, check_reward_funcs
 from fedpref.config_federation import FederationConfig, PartitionConfig, PrivacyConfig
 from fedpref.config_reward import LocalStepsConfig, RewardConfig
 from fedpref.config_training import TrainingConfig
+from policy.registry import ObjectiveSpec
 from privacy.units import PrivacyUnit, Trust
 
 __all__ = [
@@ -85,10 +86,7 @@ class PolicyConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyConfig:
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
-            raise ValueError("policy.reward_weights needs one number per reward function")
-        if len(set(self.reward_funcs)) != len(self.reward_funcs):
-            raise ValueError("policy.reward_funcs names a function twice; raise its weight instead")
+        check_reward_funcs("policy", self.reward_funcs, self.reward_weights)
         if self.method == "dpo" and not self.beta:
             raise ValueError("policy.method: dpo needs policy.beta above 0 (TRL's default is 0.1)")
         if self.use_vllm and self.backend == "native":
@@ -208,12 +206,13 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _unit_fits(self) -> Recipe:
         whole = self.privacy.unit is PrivacyUnit.CLIENT
-        if whole and self.reward is not None and self.reward.local is None:
+        block, local = ("training", self.adapter.local) if self.reward is None else ("reward", self.reward.local)
+        if whole and local is None:
             raise ValueError(
-                "privacy.unit: client needs reward.local: a client's whole update is clipped once (DP-FedAvg)"
+                f"privacy.unit: client needs {block}.local: a client's whole update is clipped once (DP-FedAvg)"
             )
-        if self.reward is not None and self.reward.local is not None and not whole:
-            self._local_dp_sgd()
+        if local is not None and not whole:
+            self._local_dp_sgd(block)
         if whole and self.privacy.labels == "randomized_response":
             raise ValueError(
                 "privacy.labels: randomized_response does not go with unit client: nothing bounds a client's number of labels"
@@ -227,7 +226,13 @@ class Recipe(Block):
         self._judge()
         return self
 
-    def _local_dp_sgd(self) -> None:
+    def _local_dp_sgd(self, block: str) -> None:
+        """Local steps of people or records: every one noised and booked, which the reward head alone offers."""
+        if block == "training":
+            raise ValueError(
+                "training.local needs privacy.unit: client: after the first local step every gradient depends on the client's "
+                "other people, so that clipping each of them bounds nobody (guarantees.md rule 17)"
+            )
         if self.privacy.trust is not Trust.LOCAL:
             raise ValueError(
                 "reward.local needs privacy.unit: client, or trust: local, where every step of a client is noised; people and "
@@ -246,6 +251,25 @@ class Recipe(Block):
                 f"evaluation.judge_layer: {self.evaluation.judge_layer} is one of reward.layers, and no "
                 "held-out judge; name another layer"
             )
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Recipe:
+        """Refuse settings of the policy's evaluation where there is no policy."""
+        for key in () if self.policy is not None else ("judge_layer", "policy_samples"):
+            if getattr(self.evaluation, key) != EvaluationConfig.model_fields[key].default:
+                raise ValueError(f"evaluation.{key} does nothing without the block `policy`; leave it out")
+        return self
+
+    @property
+    def divisor(self) -> float:
+        """The public constant that sums are divided by: sample_rate x num_units (a whole cohort under `capped`; rule 4)."""
+        expected = self.privacy.sample_rate * self.federation.num_units
+        return float(round(expected)) if self.privacy.sampling == "capped" else expected
+
+    @property
+    def objectives(self) -> dict[str, ObjectiveSpec]:
+        """The clients' objective by name: what reading this recipe again needs, if it was given as an object."""
+        return {} if self.training is None else {self.training.objective: self.training.spec}
 
     @property
     def public_text(self) -> tuple[str, ...]:

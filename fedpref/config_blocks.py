@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,6 +19,14 @@ class Block(BaseModel):
     """Frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def check_reward_funcs(block: str, funcs: Sequence[str], weights: Sequence[float] | None) -> None:
+    """Refuse weights that are not those of the functions, and a function that is named twice."""
+    if weights is not None and len(weights) != len(funcs):
+        raise ValueError(f"{block}.reward_weights needs one number per reward function")
+    if len(set(funcs)) != len(funcs):
+        raise ValueError(f"{block}.reward_funcs names a function twice; raise its weight instead")
 
 
 _OF_OPTIM: dict[str, dict[str, float]] = {

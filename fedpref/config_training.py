@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from fedpref.config_blocks import Block, NonNegative, Positive, ServerOptimizerConfig
-from policy.registry import COUPLED, OBJECTIVES
-
-ObjectiveName = Literal["bradley_terry", "binary_selector", "dpo", "kto", "grpo", "sft"]
-LOSSES: dict[str, tuple[str, ...]] = {name: spec.loss_types or (name,) for name, spec in OBJECTIVES.items()}
+from fedpref.config_blocks import Block, NonNegative, Positive, ServerOptimizerConfig, check_reward_funcs
+from policy.registry import COUPLED, ObjectiveSpec, find_objective
+from reward.errors import ObjectiveNameError
 
 
 class LocalConfig(Block):
@@ -33,9 +31,9 @@ class LocalConfig(Block):
 class TrainingConfig(ServerOptimizerConfig):
     """The adapter, the objective of the clients, and how the server steps."""
 
-    objective: ObjectiveName
+    objective: str
     """`bradley_terry`: a reward model (adapter and score head); `binary_selector`: FedBis; `dpo`, `kto`, `sft`; `grpo`: the
-    clients' own prompts."""
+    clients' own prompts; or a name of the entry point group `fedpref.objectives`."""
     loss_type: str = ""
     """`dpo`: `sigmoid` (if not given), `ipo`, `hinge`, `robust`, `apo_zero`, `apo_down`, `sppo_hard`, `exo_pair`, `nca_pair`,
     `sigmoid_norm`; `grpo`: `dr_grpo` (if not given), `grpo`. Losses that couple records are refused (rule 13)."""
@@ -100,62 +98,98 @@ class TrainingConfig(ServerOptimizerConfig):
             )
         return value
 
+    _spec: ObjectiveSpec = PrivateAttr()
+
+    @property
+    def spec(self) -> ObjectiveSpec:
+        """The objective, which knows all about itself."""
+        return self._spec
+
+    @property
+    def samples(self) -> bool:
+        """Do clients sample completions of their prompts?"""
+        return self.spec.batch == "groups"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the objective is built with."""
+        keys = (*self.spec.settings, *(("beta",) if self.spec.beta is not None else ()))
+        return {"loss_type": self.loss_type, **{key: getattr(self, key) for key in keys}}
+
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, given: Any) -> Any:
+    def _defaults(cls, given: Any, info: ValidationInfo) -> Any:
         """Loss and beta where none are given, so that a resolved recipe shows what is used."""
-        objective = given.get("objective") if isinstance(given, dict) else None
-        if not isinstance(objective, str) or objective not in LOSSES:
+        name = given.get("objective") if isinstance(given, dict) else None
+        if not isinstance(name, str):
             return given
-        filled = dict(given)
-        filled["loss_type"] = given.get("loss_type") or LOSSES[objective][0]
-        if given.get("beta") is None and objective in {"dpo", "kto", "grpo"}:
-            filled["beta"] = 0.0 if objective == "grpo" else 0.1
+        spec, filled = _find(name, info), dict(given)
+        filled["loss_type"] = given.get("loss_type") or (*spec.loss_types, spec.name)[0]
+        if given.get("beta") is None:
+            filled["beta"] = spec.beta
         return filled
 
     @model_validator(mode="after")
-    def _fits_the_objective(self) -> TrainingConfig:
-        if self.loss_type not in LOSSES[self.objective]:
+    def _fits_the_objective(self, info: ValidationInfo) -> TrainingConfig:
+        self._spec = spec = _find(self.objective, info)
+        offered = spec.loss_types or (spec.name,)
+        if self.loss_type not in offered:
+            raise ValueError(f"training.loss_type: {self.loss_type} is none of {spec.name}'s: {', '.join(offered)}")
+        if foreign := set(spec.settings) - type(self).model_fields.keys():
+            raise ValueError(f"training.objective: {spec.name} reads {foreign.pop()}, which is no key of this block")
+        if spec.score and self.adapter == "prompt_tuning":
             raise ValueError(
-                f"training.loss_type: {self.loss_type} is none of {self.objective}'s: {', '.join(LOSSES[self.objective])}"
-            )
-        if self.objective == "bradley_terry" and self.adapter == "prompt_tuning":
-            raise ValueError(
-                "training.adapter: prompt_tuning does not go with bradley_terry: PEFT feeds a soft prompt to classifiers "
+                f"training.adapter: prompt_tuning does not go with {spec.name}: PEFT feeds a soft prompt to classifiers "
                 "in another way than the trained score sees it"
             )
-        if self.objective in {"dpo", "kto"} and not self.beta:
-            raise ValueError(f"training.objective: {self.objective} needs beta above 0 (TRL's default is 0.1)")
+        if self.samples and self.adapter == "prompt_tuning":
+            raise ValueError(
+                f"training.adapter: prompt_tuning does not go with {spec.name}: PEFT cannot sample completions behind a "
+                "soft prompt with this version of transformers"
+            )
+        if spec.beta and not self.beta:
+            raise ValueError(f"training.objective: {spec.name} needs beta above 0 ({spec.beta:g} if it is not given)")
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("training.loss_type: exo_pair needs label_smoothing above 0")
-        smoothed = self.loss_type in {"robust", "exo_pair", "bradley_terry"}
-        if self.label_smoothing and not smoothed:
-            raise ValueError(f"training.label_smoothing does nothing under loss_type: {self.loss_type}")
+        check_reward_funcs("training", self.reward_funcs, self.reward_weights)
         if (self.reward_model is not None) != ("reward_model" in self.reward_funcs):
             raise ValueError(
                 "training.reward_model is the folder of the function `reward_model` in reward_funcs: give both"
             )
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
-            raise ValueError("training.reward_weights needs one number per reward function")
         return self
 
     @model_validator(mode="after")
-    def _own_keys(self) -> TrainingConfig:
-        readers: dict[str, set[str]] = {
-            **{key: {"kto"} for key in ("desirable_weight", "undesirable_weight")},
-            **{key: {"grpo"} for key in _GRPO_KEYS},
-        }
-        for key, allowed in readers.items():
-            if self.objective not in allowed and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"training.{key} does nothing under objective: {self.objective}")
-        if self.objective not in {"dpo", "kto", "grpo"} and (self.beta is not None or self.ref_model != "base"):
-            raise ValueError(
-                f"training.beta and ref_model do nothing under objective: {self.objective}: it has no reference"
-            )
+    def _nothing_idle(self) -> TrainingConfig:
+        """Refuse settings that nothing reads, rather than let somebody believe in them."""
+        for key, reason in self._idle().items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"training.{key} does nothing under {reason}; leave it out")
         return self
 
+    def _idle(self) -> dict[str, str]:
+        """Key -> under what it is read by nobody."""
+        objective, soft = f"objective: {self.objective}", self.adapter == "prompt_tuning"
+        idle = dict.fromkeys(_OF_OBJECTIVES, objective)
+        idle |= dict.fromkeys(() if self.samples else _OF_SAMPLING, objective)
+        idle |= {} if self.spec.beta is not None else {"beta": f"{objective}, which has no reference"}
+        if not self.spec.reference and not (self.samples and self.beta):
+            idle["ref_model"] = f"{objective}{', beta: 0' if self.samples else ''}, which has no reference"
+        for key in self.spec.settings:
+            idle.pop(key, None)
+        if self.objective == "dpo" and self.loss_type not in {"robust", "exo_pair"}:
+            idle["label_smoothing"] = f"loss_type: {self.loss_type}"
+        return idle | dict.fromkeys(_OF_LORA if soft else ("num_virtual_tokens",), f"adapter: {self.adapter}")
 
-_GRPO_KEYS = (
+
+def _find(name: str, info: ValidationInfo) -> ObjectiveSpec:
+    try:
+        return find_objective(name, (info.context or {}).get("objectives"))
+    except ObjectiveNameError as error:
+        raise ValueError(f"training.objective: {error.what} {error.why} {error.fix}") from None
+
+
+_OF_OBJECTIVES = ("label_smoothing", "desirable_weight", "undesirable_weight")
+_OF_SAMPLING = (
     "num_generations",
     "max_completion_length",
     "temperature",
@@ -163,4 +197,6 @@ _GRPO_KEYS = (
     "prompt_suffix",
     "reward_funcs",
     "reward_weights",
+    "reward_model",
 )
+_OF_LORA = ("lora_r", "lora_alpha", "lora_target_modules")

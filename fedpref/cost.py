@@ -33,7 +33,7 @@ def _adapter_seconds(recipe: Recipe, facts: Mapping[str, int], divisor: float) -
     records = facts.get("records", 0) / max(1, facts.get("users", facts.get("records", 1)))
     each = min(p.max_pairs_per_user, max(1.0, records)) if p.unit is not PrivacyUnit.EXAMPLE else 1.0
     tokens = 2 * _TOKENS_PER_TEXT
-    if training.objective == "grpo":
+    if training.samples:
         tokens = training.num_generations * training.max_completion_length
     if training.local is not None:
         each *= training.local.num_train_epochs * facts.get("users", 1) / recipe.federation.num_units

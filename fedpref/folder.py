@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fedpref.errors import DiskError, RunFolderError
 from fedpref.journal import write_durably
 from fedpref.recipes import dump_recipe, read_recipe
 from fedpref.version import __version__
+from policy.registry import ObjectiveSpec
 
 SCHEMA = "fedpref-run-1"
 
@@ -51,9 +53,9 @@ class RunFolder:
             )
         return status
 
-    def recipe(self) -> Recipe:
-        """The resolved recipe that the run was started with."""
-        return read_recipe(self.recipe_file)
+    def recipe(self, objectives: Mapping[str, ObjectiveSpec] | None = None) -> Recipe:
+        """The resolved recipe that the run was started with; an objective that was given as an object, again."""
+        return read_recipe(self.recipe_file, objectives=objectives)
 
     def begin(self, recipe: Recipe, plan_digest: str, *, resume: bool) -> None:
         """Make the folder, or check that it may be resumed.

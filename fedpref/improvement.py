@@ -22,12 +22,11 @@ from fedpref.journal import write_durably
 from fedpref.tracking import Trackers
 from policy.adapter import attach_lora
 from policy.improve import Callbacks, Figures, PolicyTask, improve
-from policy.rewards import RewardFunc, WeightedRewards, find_reward_func
+from policy.rewards import WeightedRewards
 from policy.settings import LoraSettings, TrainingSettings
 from policy.state import PolicyState
 from policy.trainer import best_against_worst, dpo_with_trl, grpo_with_trl
 from reward.backbone import load_backbone
-from reward.scorer import RewardModel
 
 REWARD_MODEL = "reward_model"
 Rows = list[dict[str, Any]]
@@ -64,20 +63,6 @@ def _rows(config: PolicyConfig, names: tuple[str, ...], leave_out: tuple[str, ..
         *earlier, last = row["prompt"]
         row["prompt"] = [*earlier, {**last, "content": last["content"] + config.prompt_suffix}]
     return rows
-
-
-def make_rewards(
-    config: PolicyConfig, reward_model: RewardModel | None, own: Mapping[str, RewardFunc]
-) -> WeightedRewards:
-    """The recipe's reward functions: the run's reward model, functions given by object, and those found by name."""
-
-    def find(name: str) -> RewardFunc:
-        if name == REWARD_MODEL and reward_model is not None:
-            return reward_model
-        return own[name] if name in own else find_reward_func(name)
-
-    weights = config.reward_weights or (1.0,) * len(config.reward_funcs)
-    return WeightedRewards({name: find(name) for name in config.reward_funcs}, weights)
 
 
 def make_task(

@@ -28,11 +28,6 @@ class Manifest:
         return hashlib.sha256(canonical([[name, list(shape)] for name, shape in self.tensors]).encode()).hexdigest()
 
 
-def reward_head_manifest(dimension: int) -> Manifest:
-    """The linear reward head on d projected features."""
-    return Manifest(HeadLayout(dimension).shapes)
-
-
 def reward_manifest(config: RewardConfig) -> Manifest:
     """What a recipe's ``reward`` block trains."""
     return Manifest(reward_layout(config).shapes)

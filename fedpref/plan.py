@@ -74,8 +74,7 @@ class Plan:
     @property
     def divisor(self) -> float:
         """The public constant that sums are divided by: sample_rate x num_units (a whole cohort under `capped`)."""
-        expected = self.recipe.privacy.sample_rate * self.recipe.federation.num_units
-        return float(round(expected)) if self.recipe.privacy.sampling == "capped" else expected
+        return self.recipe.divisor
 
     @property
     def bytes_per_client(self) -> int | None:
@@ -336,7 +335,7 @@ def sweep(recipe: Recipe, key: str, values: Sequence[Any]) -> list[Plan]:
         fields["privacy"][key] = value
         if key in _TARGETS:
             fields["privacy"][_TARGETS[key]] = None
-        plans.append(make_plan(validate_recipe(fields, f"privacy.{key}={value}")))
+        plans.append(make_plan(validate_recipe(fields, f"privacy.{key}={value}", recipe.objectives)))
     return plans
 
 

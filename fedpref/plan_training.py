@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedpref.config import Recipe
 from fedpref.errors import UnsupportedPlanError
-from privacy.units import PrivacyUnit, Trust
+from privacy.units import Trust
 
 
 def check_training(recipe: Recipe) -> None:
@@ -23,23 +23,10 @@ def check_training(recipe: Recipe) -> None:
 
 
 def _check_unit(recipe: Recipe) -> None:
-    training, unit = recipe.adapter, recipe.privacy.unit
-    if unit is PrivacyUnit.CLIENT and training.local is None:
+    training = recipe.adapter
+    if training.samples and training.local is not None:
         raise UnsupportedPlanError(
-            "privacy.unit: client needs the block training.local.",
-            "One gradient per person at the broadcast parameters bounds people, not clients.",
-            "Add training.local (optim, learning_rate, num_train_epochs), or set privacy.unit: user.",
-        )
-    if unit is not PrivacyUnit.CLIENT and training.local is not None:
-        raise UnsupportedPlanError(
-            f"training.local does not go with privacy.unit: {unit.value}.",
-            "After the first local step every gradient depends on the client's other people, so that clipping each of them "
-            "bounds nobody (guarantees.md rule 17).",
-            "Remove training.local, or set privacy.unit: client.",
-        )
-    if training.objective == "grpo" and training.local is not None:
-        raise UnsupportedPlanError(
-            "training.objective: grpo takes no local steps.",
+            f"training.objective: {training.objective} takes no local steps.",
             "Completions are sampled from the broadcast model; after a step they are another model's, and the loss no "
             "longer that of the policy.",
             "Remove training.local and set privacy.unit: user or example.",

@@ -16,7 +16,6 @@ from fedpref.improvement import (
     Groups,
     inputs_record,
     load_groups,
-    make_rewards,
     make_task,
     train_policy,
 )
@@ -27,7 +26,7 @@ from fedpref.release import write_policy_card
 from fedpref.tracking import Trackers, is_policy_figure, open_trackers
 from policy.adapter import adapter_files
 from policy.improve import PolicyTask
-from policy.rewards import RewardFunc
+from policy.rewards import RewardFunc, WeightedRewards
 from reward.features import FeatureConfig, FeatureExtractor
 from reward.scorer import RewardModel
 
@@ -40,7 +39,8 @@ def check_policy(recipe: Recipe, reward_funcs: Mapping[str, RewardFunc]) -> Grou
     """
     if recipe.policy is None:
         return None
-    make_rewards(recipe.policy, None, {REWARD_MODEL: lambda **_: [], **reward_funcs})
+    own = {REWARD_MODEL: lambda **_: [], **reward_funcs}
+    WeightedRewards.find(recipe.policy.reward_funcs, recipe.policy.reward_weights, own)
     return load_groups(recipe, recipe.policy)
 
 
@@ -58,7 +58,10 @@ def run_policy_stage(
     if config is None:
         return
     groups = load_groups(recipe, config)
-    task = make_task(recipe, config, groups.train, make_rewards(config, reward_model, reward_funcs), show)
+    rewards = WeightedRewards.find(
+        config.reward_funcs, config.reward_weights, {**reward_funcs, REWARD_MODEL: reward_model}
+    )
+    task = make_task(recipe, config, groups.train, rewards, show)
     public = recipe.model_dump(mode="json", include={"policy", "model_name_or_path", "seed"})
     with open_trackers(recipe.report_to, folder.path, folder.policy_metrics, public) as trackers:
         train_policy(task, config, folder, Trackers(trackers, is_policy_figure), show)
@@ -70,7 +73,7 @@ def run_policy_stage(
     evaluation, samples = _evaluate(task, recipe, groups, judges, show)
     target = folder.release / "policy"
     make_folder(target)
-    for name, content in adapter_files(task.model).items():
+    for name, content in adapter_files(task.model, recipe.model_name_or_path).items():
         write_durably(target / name, content)
     _write(target / "fedpref_policy.json", inputs_record(recipe, config, folder, task))
     write_policy_card(target, plan, evaluation)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fedpref.config import Recipe
 from fedpref.errors import RecipeError, RecipeNotFoundError
 from fedpref.trl_keys import from_trl
+from policy.registry import ObjectiveSpec
 
 
 def recipes_folder() -> Path:
@@ -69,8 +70,10 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError(f"Not an override: {text!r}.", "The value is not YAML.", "Quote it.") from None
 
 
-def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """YAML file and overrides -> a validated, frozen recipe.
+def read_recipe(
+    path: Path, overrides: Mapping[str, Any] | None = None, objectives: Mapping[str, ObjectiveSpec] | None = None
+) -> Recipe:
+    """YAML file and overrides -> a validated, frozen recipe; ``objectives`` are further ones that it may name.
 
     Raises:
         RecipeError: not YAML, an unknown key (with the nearest known one), or a value that does not fit.
@@ -93,18 +96,20 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         inner = tree.get(block)
         if isinstance(inner, dict) and isinstance(inner.get(key), str):
             inner[key] = str((path.parent / inner[key]).resolve())
-    return validate_recipe(tree, path.name)
+    return validate_recipe(tree, path.name, objectives)
 
 
 # A relative path is meant from the recipe's folder, wherever the command is given: two runs hit the same books.
 _BESIDE_THE_RECIPE = (("privacy", "ledger"), ("federation", "terms"))
 
 
-def validate_recipe(tree: Mapping[str, Any], name: str) -> Recipe:
+def validate_recipe(
+    tree: Mapping[str, Any], name: str, objectives: Mapping[str, ObjectiveSpec] | None = None
+) -> Recipe:
     """A mapping -> a recipe, every problem named at once; TRL's flat keys that mean the same are taken."""
     tree = from_trl(tree, frozenset(Recipe.model_fields))
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(tree, context={"objectives": objectives or {}})
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
         raise RecipeError(

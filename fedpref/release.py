@@ -34,6 +34,13 @@ RUN_FILES = (  # what else a reader may be shown of a run
 )
 
 
+_SCORING = (
+    "import reward",
+    'model = reward.load("release/reward")',
+    'model.score(["Why read books?"], ["Because they last."])   # also a TRL reward function: reward_funcs=[model]',
+)
+
+
 def write_reward_model(folder: Path, model: RewardModel) -> None:
     """``release/reward``: loads by ``reward.load``.
 
@@ -58,9 +65,7 @@ def write_model_card(
         head_line(recipe),
         "",
         "```python",
-        "import reward",
-        'model = reward.load("release/reward")',
-        'model.score(["Why read books?"], ["Because they last."])   # also a TRL reward function: reward_funcs=[model]',
+        *_SCORING,
         "```",
         "",
         "## Data",
@@ -110,9 +115,8 @@ def write_adapter_card(
 ) -> None:
     """``README.md`` beside an adapter that clients trained: data, privacy, evaluation, use."""
     recipe, training = plan.recipe, plan.recipe.adapter
-    loader = "reward.model", "load_score_backbone"
-    if training.objective != "bradley_terry":
-        loader = "reward.backbone", "load_backbone"
+    loader = "reward.model.load_score_backbone" if training.spec.score else "reward.backbone.load_backbone"
+    room, function = loader.rsplit(".", 1)
     lines = [
         f"# An adapter trained by fedpref ({training.objective.upper()})",
         "",
@@ -120,9 +124,10 @@ def write_adapter_card(
         f"(loss {training.loss_type}).",
         "",
         "```python",
+        *(_SCORING if training.spec.score else ()),
         "from peft import PeftModel",
-        f"from {loader[0]} import {loader[1]}",
-        f'base = {loader[1]}("{recipe.model_name_or_path}")',
+        f"from {room} import {function}",
+        f'base = {function}("{recipe.model_name_or_path}")',
         f'model = PeftModel.from_pretrained(base.model, "release/{folder.name}")',
         "```",
         "",

@@ -1,4 +1,4 @@
-"""The round loop: federated training of a reward model under differential privacy.
+"""The round loop: federated training of a flat vector, head or adapter, under differential privacy.
 
     for r = 1 .. T:
         reserve the round's event in the ledger                      (on disk before anything runs)

@@ -1,4 +1,4 @@
-"""Puts a federation together out of a recipe, data and features, and trains the reward head."""
+"""Puts a federation together out of a plan, the clients' records and what is to be trained, and runs its rounds."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ rule 13); under these it is not.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
+from policy.plugins import nearest
 from reward.errors import ObjectiveNameError
 
 COUPLED: dict[str, str] = {
@@ -58,6 +58,5 @@ def couples(name: str, offered: Collection[str]) -> ObjectiveNameError:
 
 def unknown(what: str, name: str, offered: Collection[str], otherwise: str = "") -> ObjectiveNameError:
     """The error for a name that nothing has, with the nearest one that there is."""
-    near = difflib.get_close_matches(name, offered, n=1)
-    fix = f"Did you mean {near[0]!r}?" if near else otherwise or "Use one of these."
+    fix = nearest(name, offered, otherwise or "Use one of these.")
     return ObjectiveNameError(f"{what} {name!r}.", f"There are: {', '.join(offered)}.", fix)

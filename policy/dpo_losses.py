@@ -5,27 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from policy.coupled import check_loss_type
+from policy.registry import DpoLossType
 from reward.losses import debiased_logistic
-
-DpoLossType = Literal[
-    "sigmoid",
-    "ipo",
-    "hinge",
-    "robust",
-    "apo_zero",
-    "apo_down",
-    "sppo_hard",
-    "exo_pair",
-    "nca_pair",
-    "sigmoid_norm",
-]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from policy.batches import CompletionBatch, GroupBatch, UnpairedBatch
 from policy.coupled import check_loss_type
-from policy.dpo_losses import DpoLossType, PairRatios, check_dpo, dpo_loss
+from policy.dpo_losses import PairRatios, check_dpo, dpo_loss
 from policy.logprobs import answer_logps, token_logps
 from policy.losses import grpo_loss, kto_loss, sft_loss
+from policy.registry import DpoLossType
 from reward.batches import PairBatch
 from reward.errors import TokenBatchError
 

@@ -1,42 +1,98 @@
-"""Objectives by name: what a recipe may ask for, which columns it needs, and what is refused. Importable without torch."""
+"""Objectives by name: one value each, which everything else asks; and what is refused. Importable without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from policy.coupled import COUPLED, check_loss_type, couples, unknown
+from policy.plugins import load_plugin
 from reward.errors import ObjectiveNameError
 
-__all__ = ["COUPLED", "ENTRY_POINTS", "OBJECTIVES", "BatchKind", "Objective", "ObjectiveSpec", "find_objective"]
+__all__ = [
+    "COUPLED",
+    "ENTRY_POINTS",
+    "OBJECTIVES",
+    "BatchKind",
+    "DpoLossType",
+    "MeasureKind",
+    "ObjectiveSpec",
+    "find_objective",
+]
 ENTRY_POINTS = "fedpref.objectives"
 BatchKind = Literal["pairs", "choices", "unpaired", "completions", "groups"]
+MeasureKind = Literal["loss", "log_ratios", "scores", "choices", "token_loss", "mean_reward"]
+DpoLossType = Literal[
+    "sigmoid",
+    "ipo",
+    "hinge",
+    "robust",
+    "apo_zero",
+    "apo_down",
+    "sppo_hard",
+    "exo_pair",
+    "nca_pair",
+    "sigmoid_norm",
+]
 Objective = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """An objective as the registry offers it.
+    """An objective: all that the federation has to know about it.
 
     Attributes:
-        columns: of the data set, in TRL's names; ``?`` behind a column that may be missing.
-        batch: what the collator makes: ``reward.batches.PairBatch``, ``SelectorBatch``, or ``policy.batches``.
-        build: settings -> ``(model, batch) -> loss per record [n]``; called with what the recipe says.
-        loss_types: allowed values of ``loss_type``, the default first; empty where there is only one loss, which may then be
-            asked for by the objective's name.
-        reference: does the batch need the reference model's log-probabilities?
-        score: is the model one with a score (``reward.model``) rather than a causal language model?
+        name: what a recipe says in ``training.objective``; for a plug-in, that of its entry point.
+        batch: what a record is. ``pairs``: ``reward.batches.PairBatch``; ``choices``: ``SelectorBatch``; ``unpaired``,
+            ``completions``, ``groups``: ``policy.batches``. Groups are completions that the client samples of its prompts.
+        build: settings -> ``(model, batch) -> loss per record`` [n], as ``batch.weighted`` returns it.
+        loss_types: allowed values of ``loss_type``, the default first, which ``build`` is then called with; empty where
+            there is only one loss, which may then be asked for by the objective's name.
+        settings: further keys of the recipe's block ``training`` that ``build`` is called with.
+        beta: default of the recipe's ``beta``, which ``build`` is then called with; None: it has none.
+        measure: on evaluation users. ``loss``: its own, per record; ``log_ratios``, ``scores``, ``choices``: how often the
+            better answer comes first, by log pi/pi_ref, the model's score, or its choice; ``token_loss``: -log p of the
+            better answer per token; ``mean_reward``: of ``groups``, and only of them.
+        reference: does the batch (of ``pairs`` or ``unpaired``) need the reference model's log-probabilities?
+        score: is the model one with a score (``reward.model``) rather than a causal language model? What is released is
+            a reward model then.
+
+    Raises:
+        ObjectiveNameError: when made, with parts that do not go together.
     """
 
     name: str
-    columns: tuple[str, ...]
     batch: BatchKind
     build: Callable[..., Objective]
     loss_types: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    beta: float | None = None
+    measure: MeasureKind = "loss"
     reference: bool = False
     score: bool = False
+
+    def __post_init__(self) -> None:
+        check_loss_type("batch", self.batch, get_args(BatchKind))
+        check_loss_type("measure", self.measure, get_args(MeasureKind))
+        wrong = (
+            (self.reference and self.batch not in {"pairs", "unpaired"}, "reference is for pairs and unpaired"),
+            ((self.measure == "mean_reward") != (self.batch == "groups"), "mean_reward is the measure of groups"),
+            (self.score and self.batch != "pairs", "a model with a score learns from pairs"),
+            (
+                self.score and self.measure not in {"scores", "loss"},
+                "a model with a score is measured by scores or loss",
+            ),
+            (not self.score and self.measure == "scores", "scores are those of a model with a score"),
+        )
+        for is_wrong, why in wrong:
+            if is_wrong:
+                raise ObjectiveNameError(
+                    f"The parts of the objective {self.name!r} do not go together.",
+                    f"{why[0].upper()}{why[1:]}.",
+                    "Mend its ObjectiveSpec.",
+                )
 
     def __call__(self, settings: Mapping[str, Any] | None = None) -> Objective:
         """The objective with these settings (``loss_type``, ``beta``, ...).
@@ -73,7 +129,7 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
     if name in COUPLED:
         raise couples(name, tuple(OBJECTIVES))
     if objectives and name in objectives:
-        return objectives[name]
+        return _checked(name, objectives[name])
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
         raise unknown(
@@ -82,21 +138,18 @@ def find_objective(name: str, objectives: Mapping[str, ObjectiveSpec] | None = N
             (*OBJECTIVES, *(objectives or {}), *sorted(found)),
             f"Install the package that offers it as an entry point of `{ENTRY_POINTS}`.",
         )
-    try:
-        spec = found[name].load()
-    except Exception as error:  # another package's import may raise anything
-        raise ObjectiveNameError(
-            f"The objective {name!r} cannot be loaded.",
-            f"{type(error).__name__}: {error}"[:200],
-            "Mend or reinstall the package that offers it.",
-        ) from error
-    if not isinstance(spec, ObjectiveSpec):
-        raise ObjectiveNameError(
-            f"The plug-in {name!r} is no objective.",
-            f"Its entry point gives a {type(spec).__name__}.",
-            "Let it give a policy.registry.ObjectiveSpec.",
-        )
-    return spec
+    return _checked(name, load_plugin(found[name], "objective", ObjectiveNameError))
+
+
+def _checked(name: str, spec: object) -> ObjectiveSpec:
+    if isinstance(spec, ObjectiveSpec) and spec.name == name:
+        return spec
+    given = f"an ObjectiveSpec named {spec.name!r}" if isinstance(spec, ObjectiveSpec) else f"a {type(spec).__name__}"
+    raise ObjectiveNameError(
+        f"{name!r} is no objective.",
+        f"What is offered under this name is {given}.",
+        f"Offer a policy.registry.ObjectiveSpec whose name is {name!r}.",
+    )
 
 
 def _make(kind: Callable[..., Objective], settings: Mapping[str, Any]) -> Objective:
@@ -151,40 +204,41 @@ def _grpo(**settings: Any) -> Objective:
     return _make(GrpoObjective, settings)
 
 
-_DPO_LOSSES = (
-    "sigmoid",
-    "ipo",
-    "hinge",
-    "robust",
-    "apo_zero",
-    "apo_down",
-    "sppo_hard",
-    "exo_pair",
-    "nca_pair",
-    "sigmoid_norm",
-)
-_PAIR = ("prompt", "chosen", "rejected")
-
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     spec.name: spec
     for spec in (
         ObjectiveSpec(
-            "bradley_terry",
-            (*_PAIR, "margin?"),
-            "pairs",
-            _bradley_terry,
-            score=True,
+            "bradley_terry", "pairs", _bradley_terry, settings=("label_smoothing",), measure="scores", score=True
         ),
-        ObjectiveSpec("binary_selector", _PAIR, "choices", _binary_selector),
-        ObjectiveSpec("dpo", _PAIR, "pairs", _dpo, _DPO_LOSSES, reference=True),
+        ObjectiveSpec("binary_selector", "choices", _binary_selector, measure="choices"),
         ObjectiveSpec(
-            "kto",
-            ("prompt", "completion", "label"),
-            "unpaired",
-            _kto,
+            "dpo",
+            "pairs",
+            _dpo,
+            get_args(DpoLossType),
+            settings=("label_smoothing",),
+            beta=0.1,
+            measure="log_ratios",
             reference=True,
         ),
-        ObjectiveSpec("sft", ("prompt", "completion"), "completions", _sft),
-        ObjectiveSpec("grpo", ("prompt",), "groups", _grpo, ("dr_grpo", "grpo")),
+        ObjectiveSpec(
+            "kto",
+            "unpaired",
+            _kto,
+            settings=("desirable_weight", "undesirable_weight"),
+            beta=0.1,
+            measure="log_ratios",
+            reference=True,
+        ),
+        ObjectiveSpec("sft", "completions", _sft, measure="token_loss"),
+        ObjectiveSpec(
+            "grpo",
+            "groups",
+            _grpo,
+            ("dr_grpo", "grpo"),
+            settings=("max_completion_length", "temperature"),
+            beta=0.0,
+            measure="mean_reward",
+        ),
     )
 }

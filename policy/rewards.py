@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy.plugins import load_plugin, nearest
 from reward.errors import RewardFunctionError
 
 RewardFunc = Callable[..., Sequence[float | None]]
@@ -89,19 +90,12 @@ def find_reward_func(name: str) -> RewardFunc:
         return REWARD_FUNCS[name]
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
+        offered = ("reward_model", *REWARD_FUNCS, *sorted(found))
+        otherwise = f"Install the package that offers it under the entry point group `{ENTRY_POINTS}`."
         raise RewardFunctionError(
-            f"No reward function {name!r}.",
-            f"There are: reward_model, {', '.join([*REWARD_FUNCS, *sorted(found)])}.",
-            f"Install the package that offers it under the entry point group `{ENTRY_POINTS}`.",
+            f"No reward function {name!r}.", f"There are: {', '.join(offered)}.", nearest(name, offered, otherwise)
         )
-    try:
-        func: RewardFunc = found[name].load()
-    except Exception as error:  # another package's import may raise anything
-        raise RewardFunctionError(
-            f"The reward function {name!r} cannot be loaded.",
-            f"{type(error).__name__}: {error}"[:200],
-            "Mend or reinstall the package that offers it.",
-        ) from error
+    func: RewardFunc = load_plugin(found[name], "reward function", RewardFunctionError)
     return func
 
 
@@ -111,6 +105,18 @@ class WeightedRewards:
 
     funcs: dict[str, RewardFunc]
     weights: tuple[float, ...]
+
+    @classmethod
+    def find(
+        cls, names: Sequence[str], weights: Sequence[float] | None, own: Mapping[str, RewardFunc]
+    ) -> WeightedRewards:
+        """Functions by name: those given as objects, then those that ``find_reward_func`` knows; weights of 1 if not given.
+
+        Raises:
+            RewardFunctionError: see ``find_reward_func``.
+        """
+        funcs = {name: own[name] if name in own else find_reward_func(name) for name in names}
+        return cls(funcs, tuple(weights or (1.0,) * len(names)))
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Tensor:
         """Rewards by function, shape [n, functions], fp32; NaN where a function said None.

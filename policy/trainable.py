@@ -21,12 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from policy.adapter import ADAPTER, adapter_files, attach_lora
+from policy.adapter import ADAPTER, adapter_files, attach_lora, lora_config
 from policy.core import fold_cores, install_cores
 from policy.settings import LoraSettings
-from reward.backbone import Backbone, quiet_transformers
+from reward.backbone import Backbone
 from reward.errors import AdapterError
-from reward.model import attach_score_adapter
+from reward.model import attach_adapter, attach_score_adapter
 
 Kind = Literal["lora", "lora_frozen_a", "lora_core", "prompt_tuning"]
 _TRAINED: dict[str, tuple[str, ...]] = {
@@ -43,10 +43,12 @@ class TrainablePart:
     """A PEFT model, the names of what is trained in it, in order, and their first values.
 
     Attributes:
+        base: the base model's name.
         start: flat fp32 [d] on the CPU, a function of base model, settings and seed alone, hence public.
     """
 
     model: Any
+    base: str
     kind: Kind
     names: tuple[str, ...]
     start: Tensor = field(repr=False)
@@ -111,7 +113,7 @@ class TrainablePart:
     def files(self) -> dict[str, bytes]:
         """PEFT's two files; an r x r core is folded into an ordinary LoRA's B first. Loads by ``PeftModel.from_pretrained``."""
         with fold_cores(self.model):
-            return adapter_files(self.model)
+            return adapter_files(self.model, self.base)
 
 
 def attach(
@@ -136,33 +138,22 @@ def attach(
     if kind == "prompt_tuning":
         model = _attach_prompt(backbone, num_virtual_tokens, seed, score=score)
     elif score:
-        model = attach_score_adapter(backbone, _lora_config(lora), seed)
+        model = attach_score_adapter(backbone, lora_config(lora), seed)
     else:
         model = attach_lora(backbone, lora, seed)
     if kind == "lora_core":
         install_cores(model)
     endings = (*_TRAINED[kind], *((_SCORE,) if score else ()))
     names = tuple(name for name, _ in model.named_parameters() if name.endswith(endings))
-    part = TrainablePart(model, kind, names, torch.zeros(0))
-    part = TrainablePart(model, kind, names, part.flat().float().cpu())
+    part = TrainablePart(model, backbone.name, kind, names, torch.zeros(0))
+    part = TrainablePart(model, backbone.name, kind, names, part.flat().float().cpu())
     part.thaw()
     model.eval()
     return part
 
 
-def _lora_config(lora: LoraSettings) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=lora.lora_r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.lora_target_modules),
-    )
-
-
 def _attach_prompt(backbone: Backbone, width: int, seed: int, *, score: bool) -> Any:
-    from peft import PromptTuningConfig, get_peft_model
+    from peft import PromptTuningConfig
 
     if score:
         raise AdapterError(
@@ -170,8 +161,7 @@ def _attach_prompt(backbone: Backbone, width: int, seed: int, *, score: bool) ->
             "PEFT feeds it to classifiers in another way than the trained score sees it.",
             "Use adapter: lora_frozen_a or lora_core for a reward model.",
         )
-    with quiet_transformers():
-        model = get_peft_model(backbone.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=width))
+    model = attach_adapter(backbone, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=width), seed)
     words = backbone.model.get_input_embeddings().weight
     chosen = torch.randint(len(words), (width,), generator=torch.Generator().manual_seed(seed))
     embedding: Any = model.prompt_encoder[ADAPTER].embedding

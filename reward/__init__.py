@@ -8,15 +8,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from reward.scorer import RewardModel
+    from reward.scorer import Scorer
 
 __all__ = ["load"]
 
 
-def load(path: str | Path) -> RewardModel:
-    """Load a released reward model: ``reward.load("runs/quickstart/release/reward").score(prompts, completions)``."""
+def load(path: str | Path, say: Callable[[str], None] = lambda _: None) -> Scorer:
+    """Load a released reward model: ``reward.load("runs/quickstart/release/reward").score(prompts, completions)``.
+
+    Args:
+        path: a folder ``release/reward``, of a head on frozen features or of a LoRA reward model.
+        say: told what happens, a line at a time.
+
+    Raises:
+        RewardModelError, ModelNotFoundError: see ``RewardModel.load`` and ``LoraRewardModel.load``.
+    """
+    from pathlib import Path
+
+    from reward.lora_scorer import LoraRewardModel
     from reward.scorer import RewardModel
 
-    return RewardModel.load(path)
+    is_adapter = (Path(path) / "adapter_config.json").exists()
+    return LoraRewardModel.load(path, say) if is_adapter else RewardModel.load(path, say)

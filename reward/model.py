@@ -7,6 +7,7 @@ It is transformers' ``AutoModelForSequenceClassification`` with one label under 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,8 +62,7 @@ def attach_score_adapter(backbone: Backbone, config: Any, seed: int = 0) -> Any:
     """The trunk under a fresh PEFT adapter, the score trained with it.
 
     Args:
-        config: a ``peft.LoraConfig`` (or another that takes ``modules_to_save``); the score is added to it. Adapter and
-            score are kept in fp32 whatever the trunk's type.
+        config: a ``peft.LoraConfig`` (or another that takes ``modules_to_save``); the score is added to it.
 
     Returns:
         a ``peft.PeftModel`` around ``backbone.model``, which it changes in place.
@@ -70,14 +70,27 @@ def attach_score_adapter(backbone: Backbone, config: Any, seed: int = 0) -> Any:
     Raises:
         AdapterError: a target module that the model does not have.
     """
-    from peft import get_peft_model
-
     config.task_type = "SEQ_CLS"
     config.modules_to_save = sorted({*(config.modules_to_save or []), SCORE})
+    return attach_adapter(backbone, config, seed)
+
+
+def attach_adapter(backbone: Backbone, config: Any, seed: int = 0) -> Any:
+    """The base model under a fresh PEFT adapter, kept in fp32 whatever the base model's type: its updates are far smaller
+    than a bf16 step.
+
+    Args:
+        config: of ``peft``.
+
+    Raises:
+        AdapterError: a target module that the model does not have.
+    """
+    from peft import get_peft_model
+
     torch.manual_seed(seed)
     try:
         with quiet_transformers():
-            model = get_peft_model(backbone.model, config)
+            model: Any = get_peft_model(backbone.model, config)
     except ValueError as error:
         raise AdapterError(
             "The adapter does not fit the model.",
@@ -87,6 +100,32 @@ def attach_score_adapter(backbone: Backbone, config: Any, seed: int = 0) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
+    return model
+
+
+def load_adapter(backbone: Backbone, folder: str | Path) -> Any:
+    """The base model with a saved PEFT adapter, frozen and in evaluation mode.
+
+    Raises:
+        AdapterError: no adapter there, or one of another base model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with quiet_transformers():
+            model = PeftModel.from_pretrained(backbone.model, str(folder))
+        with safe_open(Path(folder) / "adapter_model.safetensors", framework="pt") as file:
+            foreign = get_peft_model_state_dict(model, save_embedding_layers=False).keys() ^ set(file.keys())
+        if foreign:
+            raise ValueError(f"it lacks or adds {sorted(foreign)[0]}")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterError(
+            "The adapter does not belong to this model.",
+            f"Loading it failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}.",
+            "Give the folder of a release and the base model that its adapter_config.json names.",
+        ) from None
+    model.eval()
     return model
 
 

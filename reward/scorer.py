@@ -1,8 +1,9 @@
-"""A released reward model: load, score, use as a reward function in TRL."""
+"""A released reward model, here a head on frozen features: load, score, use as a reward function in TRL."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +26,16 @@ LEARNED_FORMAT = "fedpref-reward-2"  # any other head: older versions must not t
 WEIGHTS, CONFIG = "reward_head.safetensors", "reward_config.json"
 
 
-@dataclass
-class RewardModel:
-    """Frozen features, public projection, private-trained head."""
-
-    extractor: FeatureExtractor
-    projection: PublicProjection
-    weight: npt.NDArray[np.float32]
-    """All that was trained, flat."""
-    layout: HeadLayout | None = None
-    """None: a linear head of ``weight``'s size."""
+class Scorer(ABC):
+    """What every released reward model offers."""
 
     __name__ = "fedpref_reward"  # TRL logs a reward function under its name
+
+    @abstractmethod
+    def score_conversations(
+        self, conversations: Sequence[Conversation], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> npt.NDArray[np.float64]:
+        """Scores, shape [n]."""
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
         """One score per (prompt, completion); higher is preferred.
@@ -48,16 +47,28 @@ class RewardModel:
         conversations = [as_conversation(p, c) for p, c in zip(prompts, completions, strict=True)]
         return [float(score) for score in self.score_conversations(conversations)]
 
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """TRL's reward function: ``GRPOTrainer(reward_funcs=[reward.load(path)])``."""
+        del columns
+        return self.score(prompts, completions)
+
+
+@dataclass
+class RewardModel(Scorer):
+    """Frozen features, public projection, private-trained head."""
+
+    extractor: FeatureExtractor
+    projection: PublicProjection
+    weight: npt.NDArray[np.float32]
+    """All that was trained, flat."""
+    layout: HeadLayout | None = None
+    """None: a linear head of ``weight``'s size."""
+
     def score_conversations(
         self, conversations: Sequence[Conversation], progress: Callable[[int, int], None] = lambda done, total: None
     ) -> npt.NDArray[np.float64]:
         """Scores, shape [n]."""
         return head_scores(self.projection(self.extractor(conversations, progress)), self.weight, self.layout)
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """TRL's reward function: ``GRPOTrainer(reward_funcs=[reward.load(path)])``."""
-        del columns
-        return self.score(prompts, completions)
 
     @classmethod
     def load(cls, path: str | Path, say: Callable[[str], None] = lambda _: None) -> RewardModel:

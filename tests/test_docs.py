@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+import fedpref
 from fedpref.config import PolicyConfig
 from fedpref.config_docs import render
 from fedpref.data.spec import DatasetSpec
 from fedpref.recipes import find_recipe
-from tests.tiny import write_recipe
+from tests.tiny import recipe_tree, write_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,13 +55,26 @@ def test_the_readmes_python_runs(
     recipe = write_recipe(tmp_path, tiny_model, privacy=privacy, federation__num_rounds=2)
     recipe.rename(tmp_path / "quickstart")
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(block, names)  # noqa: S102 - our own README
     assert names["run"].recipe.privacy.target_epsilon == 4
     assert names["run"].path == Path("runs/eps4")
     assert "is protected" in capsys.readouterr().out
     assert len(names["model"].score(["Why?"], ["So."])) == 1
+
+
+def test_the_readmes_own_objective_trains(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = recipe_tree(tmp_path, tiny_model, federation__num_rounds=1)
+    del tree["reward"]
+    tree["training"] = {"objective": "square_dpo", "device": "cpu", "max_eval_records": 4}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+    _, block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(block, {"fedpref": fedpref})  # noqa: S102 - our own README
+    assert (
+        "reward accuracy" in json.loads((tmp_path / "run" / "evaluation.json").read_text())["seen topics"]["measures"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from fedpref.config import Recipe
 from fedpref.data.loading import load_federated
 from fedpref.data.preferences import Preferences
 from fedpref.folder import RunFolder
+from fedpref.manifest import Manifest
 from fedpref.plan import make_plan
 from fedpref.recipes import validate_recipe
 from fedpref.tracking import Tracker
 from fedpref.training import TrainingInput, train_reward_head
+from reward.layout import HeadLayout
 from reward.pairs import Conversation
 
 TOPICS = ("cats", "dogs", "birds")
@@ -203,6 +205,11 @@ def train(recipe: Recipe, *, resume: bool = False, trackers: Sequence[Tracker] =
     given, folder = training_input(recipe), RunFolder(Path(recipe.output_dir))
     folder.begin(recipe, given.plan.digest, resume=resume)
     return train_reward_head(given, folder, trackers, lambda _: None)
+
+
+def head_manifest(dimension: int) -> Manifest:
+    """The linear reward head on d projected features."""
+    return Manifest(HeadLayout(dimension).shapes)
 
 
 def preferences(rows: Sequence[tuple[str, str, str]], prompt: str = "Say something.") -> Preferences:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from fedpref.aggregation.optimizers import Vector
 from fedpref.errors import UnsupportedPlanError
 from fedpref.manifest import Manifest
 
-Vector = npt.NDArray[np.float64]
 _A, _B = ".lora_A.", ".lora_B."
 
 

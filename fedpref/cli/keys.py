@@ -1,4 +1,4 @@
-"""fedpref keys new | show | trust"""
+"""fedpref keys new | show | trust | pinned"""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def show(path: Annotated[Path, typer.Argument(help="An identity file.")]) -> Non
     from fedpref.keyring import public_key_of
 
     _show(public_key_of(path))
+
+
+@app.command()
+def pinned(path: Annotated[Path, typer.Argument(help="A file of trusted keys.")]) -> None:
+    """Whose messages are believed: the server and the clients, with their fingerprints."""
+    from fedpref.keyring import SERVER, read_pinned
+
+    keys = read_pinned(path)
+    for who, public in ((SERVER, keys.server), *sorted(keys.clients.items())):
+        typer.echo(f"{who if who == SERVER else f'client {who}'}:")
+        _show(public)
 
 
 @app.command()

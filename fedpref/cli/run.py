@@ -46,18 +46,19 @@ def run(
     for line in policy_section(finished.policy_evaluation, finished.samples):
         typer.echo(line)
     folder = finished.path
-    adapter = finished.recipe.training is not None
+    training = finished.recipe.training
+    scores = training is None or training.spec.score
     policy = "  release/policy        the adapter of the language model and its card\n" if finished.samples else ""
-    own = "  release/              the adapter, for PeftModel.from_pretrained, and its card\n"
+    own = "  release/policy        the adapter, for PeftModel.from_pretrained, and its card\n"
     head = f"  release/reward        the reward model and its card: reward.load('{folder}/release/reward')\n"
     typer.echo(
         f"\nResults are in {folder}:\n"
-        f"{own if adapter else head + policy}"
+        f"{head + policy if scores else own}"
         f"  report.txt            who is protected, against whom, by how much\n"
         f"  ledger.jsonl          the books; metrics.jsonl the released figures of every round\n"
         f"Next:\n"
         f"  fedpref report {folder}\n"
-        f"  fedpref verify {folder}" + ("" if adapter else f"\n  fedpref eval {folder} --data YOUR_PAIRS.jsonl")
+        f"  fedpref verify {folder}" + (f"\n  fedpref eval {folder} --data YOUR_PAIRS.jsonl" if scores else "")
     )
 
 

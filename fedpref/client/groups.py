@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedpref.client.material import Runtime
+from fedpref.client.material import MATERIALS, Material, Runtime
 from fedpref.client.records import Index, NodeRecords
+from fedpref.config_training import TrainingConfig
 from policy.batches import GroupBatch
 from policy.improve import reward_rollout
 from policy.logprobs import token_logps
@@ -42,18 +43,6 @@ def check_rewards(rewards: WeightedRewards) -> None:
     rewards.total(scored)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are sampled and compared."""
-
-    num_generations: int
-    max_completion_length: int
-    temperature: float = 1.0
-    scale_rewards: Any = "group"
-    prompt_suffix: str = ""
-    reference: bool = False
-
-
 class Group(NamedTuple):
     """One record's prompt and completions, their rewards [num_generations], and whether it counts at all."""
 
@@ -78,7 +67,7 @@ class GroupMaterial:
     runtime: Runtime
     records: NodeRecords
     rewards: WeightedRewards
-    sampling: Sampling
+    config: TrainingConfig
     seeds: Callable[[], int]
     _groups: dict[int, Group] = field(default_factory=dict, repr=False)
 
@@ -93,9 +82,9 @@ class GroupMaterial:
     def batch(self, records: Index, row_unit: Tensor, weight: Tensor) -> GroupBatch:
         """The groups with their advantages."""
         groups = [self._groups[int(i)] for i in records]
-        number = self.sampling.num_generations
+        number = self.config.num_generations
         rows = collate([g.tokens for g in groups], num_answers=number, layout=self.runtime.layout)
-        advantages = [group_advantages(g.rewards, self.sampling.scale_rewards) for g in groups]
+        advantages = [group_advantages(g.rewards, self.config.scale_rewards) for g in groups]
         weight = weight * torch.tensor([g.counts for g in groups], dtype=weight.dtype)
         rows = rows.to(self.runtime.device)
         return GroupBatch(
@@ -103,7 +92,7 @@ class GroupMaterial:
             row_unit=row_unit.to(self.runtime.device),
             weight=weight.to(self.runtime.device),
             advantages=torch.stack(advantages).to(self.runtime.device),
-            ref_token_logps=self._reference(rows) if self.sampling.reference else None,
+            ref_token_logps=self._reference(rows) if self.config.beta else None,
         )
 
     def rewards_of(self, record: int) -> Tensor:
@@ -114,11 +103,11 @@ class GroupMaterial:
         try:
             return self._sampled(record)
         except RewardError:
-            end, number = int(self.runtime.backbone.tokenizer.eos_token_id), self.sampling.num_generations
+            end, number = int(self.runtime.backbone.tokenizer.eos_token_id), self.config.num_generations
             return Group(TokenRecord((end,), ((end,),) * number), torch.zeros(number), counts=False)
 
     def _sampled(self, record: int) -> Group:
-        said, s = self.records.texts[int(self.records.first[record])], self.sampling
+        said, s = self.records.texts[int(self.records.first[record])], self.config
         *earlier, (role, content) = said.prompt
         prompt = [{"role": r, "content": c} for r, c in (*earlier, (role, content + s.prompt_suffix))]
         row = {"prompt": prompt, **({"answer": said.completion} if said.completion else {})}
@@ -140,8 +129,21 @@ class GroupMaterial:
     @torch.no_grad()
     def _reference(self, rows: Any) -> Tensor:
         if self.runtime.ref_model == "global":
-            return token_logps(self.runtime.part.model, rows, self.sampling.temperature)[0]
+            return token_logps(self.runtime.part.model, rows, self.config.temperature)[0]
         with self.runtime.part.as_base() as reference:
-            values = token_logps(reference, rows, self.sampling.temperature)[0]
+            values = token_logps(reference, rows, self.config.temperature)[0]
         self.runtime.part.thaw()
         return values
+
+
+def make_material(
+    config: TrainingConfig,
+    runtime: Runtime,
+    records: NodeRecords,
+    rewards: WeightedRewards | None,
+    seeds: Callable[[], int],
+) -> Material:
+    """What the recipe's objective takes, by the kind of its batches; ``rewards`` and ``seeds`` are of groups alone."""
+    if rewards is not None:
+        return GroupMaterial(runtime, records, rewards, config, seeds)
+    return MATERIALS[config.spec.batch](runtime, records, reference=config.spec.reference)

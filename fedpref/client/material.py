@@ -16,6 +16,7 @@ from torch import Tensor
 from fedpref.client.records import Index, NodeRecords
 from policy.batches import CompletionBatch, UnpairedBatch
 from policy.logprobs import answer_logps
+from policy.registry import BatchKind
 from policy.trainable import TrainablePart
 from reward.backbone import Backbone
 from reward.batches import PairBatch, SelectorBatch
@@ -105,7 +106,7 @@ class ReferenceLogps:
 class TextMaterial:
     """Pairs, or single answers, of the node's records; every text is tokenised once."""
 
-    def __init__(self, runtime: Runtime, records: NodeRecords, *, reference: bool) -> None:
+    def __init__(self, runtime: Runtime, records: NodeRecords, *, reference: bool = False) -> None:
         """``reference``: the objective takes log-ratios."""
         self.runtime, self.records = runtime, records
         self._tokens: dict[tuple[int, ...], TokenRecord] = {}
@@ -248,10 +249,9 @@ class SelectorMaterial(TextMaterial):
         )
 
 
-MATERIALS: dict[str, Callable[[Runtime, NodeRecords], Material]] = {
-    "dpo": lambda runtime, records: PairMaterial(runtime, records, reference=True),
-    "bradley_terry": lambda runtime, records: PairMaterial(runtime, records, reference=False),
-    "kto": lambda runtime, records: UnpairedMaterial(runtime, records, reference=True),
-    "binary_selector": lambda runtime, records: SelectorMaterial(runtime, records, reference=False),
-    "sft": lambda runtime, records: CompletionMaterial(runtime, records, reference=False),
+MATERIALS: dict[BatchKind, Callable[..., Material]] = {
+    "pairs": PairMaterial,
+    "unpaired": UnpairedMaterial,
+    "choices": SelectorMaterial,
+    "completions": CompletionMaterial,
 }

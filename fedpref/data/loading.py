@@ -19,6 +19,7 @@ from fedpref.data.single import check_single
 from fedpref.data.spec import DatasetSpec, find_dataset
 from fedpref.data.split import Split, is_evaluation_user, split_preferences
 from fedpref.errors import CODED_ERRORS, NoDataError, UnsupportedPlanError
+from policy.registry import BatchKind
 from privacy.errors import CodedError
 from privacy.units import PrivacyUnit
 from reward.errors import RewardError
@@ -143,14 +144,18 @@ def check_use(spec: DatasetSpec, recipe: Recipe) -> None:
     Raises:
         WrongFormatError: with the formats that would do.
     """
-    objective = "bradley_terry" if recipe.training is None else recipe.training.objective
-    others: dict[str, Use] = {"kto": "labels", "sft": "public text"}
-    if objective == "grpo":
-        require(spec, "prompts")
-    elif USES[spec.format] == "pairs" or objective not in others:
-        require(spec, "pairs")
-    else:
-        require(spec, others[objective])
+    fit = _FITS["pairs" if recipe.training is None else recipe.training.spec.batch]
+    given = USES[spec.format]
+    require(spec, given if given in fit else fit[0])
+
+
+_FITS: dict[BatchKind, tuple[Use, ...]] = {
+    "pairs": ("pairs",),
+    "choices": ("pairs",),
+    "unpaired": ("labels", "pairs"),
+    "completions": ("public text", "pairs"),
+    "groups": ("prompts",),
+}
 
 
 def _files(spec: DatasetSpec) -> list[Path | None]:

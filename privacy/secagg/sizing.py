@@ -13,7 +13,6 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from privacy.accounting import epsilon
 from privacy.errors import ParameterError
 from privacy.events import GaussianEvent
 from privacy.noise import DiscreteGaussian
@@ -128,11 +127,3 @@ def sized_sigma(multiplier: float, sensitivity2: int, honest_shares: int) -> flo
     if multiplier == 0:
         return 0.0
     return math.sqrt((multiplier**2 * sensitivity2 + _SMOOTHING[-1] ** 2) / max(honest_shares, 1))
-
-
-def distributed_epsilon(
-    noise: ShareNoise, *, rounding_failure: float, sample_rate: float, rounds: int, clients: int, delta: float
-) -> float:
-    """Epsilon of ``rounds`` rounds against whoever sees the sums but neither coins nor honest shares."""
-    event = noise.event(sample_rate, clients=clients, rounding_failure=rounding_failure)
-    return epsilon({event: rounds}, delta)

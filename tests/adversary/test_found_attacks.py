@@ -10,7 +10,6 @@ import pytest
 from fedpref.aggregation.optimizers import ServerOptimizer
 from fedpref.config import RewardConfig
 from fedpref.journal import Checkpoints
-from fedpref.manifest import reward_head_manifest
 from fedpref.server import Server
 from privacy.chain import ChainWriter
 from privacy.errors import LedgerError
@@ -21,7 +20,7 @@ from privacy.rng import SeededNonPrivateRandom
 from privacy.sampling import PoissonSampling
 from privacy.sealed import Entrusted
 from privacy.units import Trust
-from tests.tiny import make_recipe, train
+from tests.tiny import head_manifest, make_recipe, train
 
 
 class Stop(Exception):  # noqa: N818 - it stands for a kill
@@ -46,7 +45,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, ledger: str, kind: str, number: int
 def test_a_huge_message_cannot_drown_the_noise_in_rounding() -> None:
     mechanism, said = GaussianMechanism(Trust.CENTRAL, PoissonSampling(0.1), 1.0, 2.0), list[str]()
     server = Server(
-        manifest=reward_head_manifest(1),
+        manifest=head_manifest(1),
         num_clients=2,
         mechanism=mechanism,
         optimizer=ServerOptimizer(RewardConfig(public_data="none"), 1, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,22 @@ from fedpref.client.material import Runtime
 from fedpref.config import Recipe
 from fedpref.data.preferences import Preferences
 from fedpref.recipes import validate_recipe
+from policy.registry import ObjectiveSpec
 from tests.tiny import recipe_tree
 
 Vector = npt.NDArray[np.float64]
 
 
-def adapter_recipe(folder: Path, model: Path, **changes: Any) -> Recipe:
+def adapter_recipe(
+    folder: Path, model: Path, objectives: Mapping[str, ObjectiveSpec] | None = None, **changes: Any
+) -> Recipe:
     """``recipe_tree`` with the block ``training`` in the place of ``reward``; ``changes`` as ``training__lora_r=4``."""
     tree = recipe_tree(folder, model, **{"federation__num_rounds": 3, "max_length": 64})
     del tree["reward"]
     tree["training"] = {
         "objective": "dpo",
         "adapter": "lora_frozen_a",
-        "lora_r": 2,
-        "lora_alpha": 4,
+        **({} if changes.get("training__adapter") == "prompt_tuning" else {"lora_r": 2, "lora_alpha": 4}),
         "tokens_per_batch": 512,
         "average_from": 1.0,
         "max_eval_records": 8,
@@ -39,7 +42,7 @@ def adapter_recipe(folder: Path, model: Path, **changes: Any) -> Recipe:
         for key in parents:
             node = node.setdefault(key, {})
         node[last] = value
-    return validate_recipe(tree, "tiny")
+    return validate_recipe(tree, "tiny", objectives)
 
 
 def work_of(recipe: Recipe, clients: dict[str, Preferences]) -> tuple[Runtime, GradientWork | LocalWork]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from fedpref.adapter_stage import client_rewards, make_objective, make_runtime, sampling_of
+from fedpref.adapter_stage import client_rewards, make_runtime
 from fedpref.api import run
 from fedpref.client.adapter import GradientWork
 from fedpref.client.groups import GroupMaterial
@@ -20,7 +20,9 @@ from fedpref.data.loading import load_federated
 from fedpref.errors import WrongFormatError
 from privacy.units import PrivacyUnit
 from reward.errors import RewardFunctionError
+from reward.lora_scorer import LoraRewardModel
 from tests.fedpref.adapters import adapter_recipe, sums, work_of
+from tests.reward.test_lora_scorer import released
 from tests.tiny import preferences, write_dataset, write_jsonl
 
 MEASURES = {
@@ -116,7 +118,7 @@ def test_a_group_is_sampled_by_itself_so_that_nobody_else_decides_what_it_says(
         seeds = iter([int.from_bytes(hashlib.sha256(records.texts[i].completion.encode()).digest()[:4], "big")
                       for i in records.first])  # fmt: skip
         rewards = client_rewards(recipe.adapter, {})
-        material = GroupMaterial(runtime, records, rewards, sampling_of(recipe.adapter), lambda s=seeds: next(s))  # type: ignore[misc]
+        material = GroupMaterial(runtime, records, rewards, recipe.adapter, lambda s=seeds: next(s))  # type: ignore[misc]
         every = np.arange(2)
         material.prepare(every)
         at = [records.texts[i].completion for i in records.first].index("second")
@@ -151,10 +153,10 @@ def test_a_prompt_that_cannot_be_scored_stops_nobody_and_weighs_nothing(
             runtime,
             prepare_records(clients, PrivacyUnit.USER, 5),
             client_rewards(recipe.adapter, {"mine": scored}),
-            sampling_of(recipe.adapter),
+            recipe.adapter,
             lambda: 7,
         )
-        objective = make_objective(recipe.adapter)
+        objective = recipe.adapter.spec(recipe.adapter.settings)
         work = GradientWork(runtime, material, objective, material.records, 2)
         found.append(sums(work, runtime.part.start.double().numpy()))
     assert not found[0][0].any()
@@ -173,6 +175,20 @@ def test_reward_functions_that_never_work_are_found_before_anything_is_read(tmp_
 
     with pytest.raises(RewardFunctionError, match="raised KeyError"):
         client_rewards(recipe.adapter, {"mine": broken})
+
+
+def test_a_released_lora_reward_model_scores_for_clients(tmp_path: Path, tiny_model: Path) -> None:
+    release = tmp_path / "reward"
+    release.mkdir()
+    released(release, tiny_model)
+    reward_model = {"training__reward_funcs": ["reward_model"], "training__reward_model": str(release)}
+    recipe = adapter_recipe(tmp_path, tiny_model, training__objective="grpo", **GRPO | reward_model)
+    rewards = client_rewards(recipe.adapter, {})
+    assert rewards is not None
+    assert isinstance(rewards.funcs["reward_model"], LoraRewardModel)
+    by_func = rewards(["Why?", "Why?"], ["Because.", "So."], completion_ids=[[1], [2]])
+    assert by_func.shape == (2, 1)
+    assert by_func[0, 0] != by_func[1, 0]
 
 
 def test_one_prompts_whole_group_is_bounded(tmp_path: Path, tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedpref.adapter_stage import make_objective, make_runtime
+from fedpref.adapter_stage import make_runtime
 from fedpref.aggregation.optimizers import ServerOptimizer
 from fedpref.client.adapter import GradientWork
 from fedpref.client.contribution import RoundClipping
@@ -70,8 +70,8 @@ def our_losses(recipe: Recipe) -> tuple[Runtime, list[float]]:
     """Loss of every batch before its step, each batch a round of one client."""
     runtime = make_runtime(recipe)
     records = prepare_records({"one": preferences(pairs())}, PrivacyUnit.EXAMPLE, 1)
-    objective = make_objective(recipe.adapter)
-    material = MATERIALS[recipe.adapter.objective](runtime, records)
+    objective = recipe.adapter.spec(recipe.adapter.settings)
+    material = MATERIALS[recipe.adapter.spec.batch](runtime, records, reference=recipe.adapter.spec.reference)
     work = GradientWork(runtime, material, objective, records, 1)
     server = ServerOptimizer(recipe.server, len(runtime.part.start), STEPS, runtime.part.start.double().numpy())
     chosen = [records.texts[i].completion for i in records.first]

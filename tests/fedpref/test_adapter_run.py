@@ -17,6 +17,7 @@ from fedpref.plan import make_plan
 from privacy.errors import CodedError
 from privacy.report import build_report
 from tests.fedpref.adapters import adapter_recipe, work_of
+from tests.fedpref.conftest import speak
 from tests.tiny import preferences
 
 LOCAL = {"learning_rate": 0.01}
@@ -49,6 +50,34 @@ def test_a_run_books_what_was_planned_and_releases_what_peft_loads(
         assert set(block["measures"]["reward accuracy"]) >= {"before", "after", "difference", "interval"}
     manifest = json.loads((finished.path / "release" / "manifest.json").read_text())
     assert f"{folder.name}/adapter_model.safetensors" in manifest["files"]
+
+
+def test_a_released_lora_reward_model_is_evaluated_on_other_pairs_as_the_run_did(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    changes = {
+        "training__objective": "bradley_terry",
+        "training__adapter": "lora_core",
+        "evaluation__unseen_topics": [],
+    }
+    recipe = adapter_recipe(tmp_path, tiny_model, training__max_eval_records=500, max_length=128, **changes)
+    finished = run(recipe)
+    spoken = speak("eval", str(finished.path), "--data", recipe.datasets[0], "--json")
+    assert spoken.code == 0, spoken.err
+    figures, told = json.loads(spoken.out), finished.evaluation["seen topics"]
+    assert figures["pairs"] == told["records"]
+    assert figures["reward_accuracy"] == pytest.approx(told["measures"]["reward accuracy"]["after"], abs=1e-9)
+    card = (finished.path / "release" / "reward" / "README.md").read_text()
+    assert 'reward.load("release/reward")' in card
+    assert "load_score_backbone" in card
+
+
+def test_a_run_without_a_reward_model_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    finished = run(adapter_recipe(tmp_path, tiny_model, federation__num_rounds=1))
+    spoken = speak("eval", str(finished.path), "--data", finished.recipe.datasets[0])
+    assert spoken.code == 1
+    assert "has no reward model" in spoken.err
+    assert "PeftModel.from_pretrained" in spoken.err
 
 
 @pytest.mark.slow
@@ -89,9 +118,6 @@ def _stops_at_the_second(_: int) -> Any:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"privacy__unit": "client"}, "needs the block training.local"),
-        ({"training__local": LOCAL}, "bounds nobody"),
-        ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
         ({"training__aggregation": "stack"}, "nothing to repair"),
         ({"dtype": "bfloat16"}, "does not go with private training"),
         ({"privacy__trust": "distributed"}, "not available for adapters yet"),
@@ -132,7 +158,23 @@ def test_plan_refuses_what_cannot_hold_and_says_why(
             {"training__objective": "bradley_terry", "training__adapter": "prompt_tuning"},
             "does not go with bradley_terry",
         ),
+        ({"training__objective": "grpo", "training__adapter": "prompt_tuning"}, "cannot sample"),
+        ({"training__num_virtual_tokens": 4}, "does nothing under adapter: lora_frozen_a"),
+        ({"training__adapter": "prompt_tuning", "training__lora_r": 4}, "does nothing under adapter: prompt_tuning"),
+        ({"training__adapter": "prompt_tuning", "training__lora_target_modules": ["o_proj"]}, "does nothing under"),
+        ({"training__objective": "sft", "training__ref_model": "global"}, "no reference"),
+        ({"training__objective": "grpo", "training__ref_model": "global"}, "beta: 0, which has no reference"),
+        ({"training__label_smoothing": 0.1}, "does nothing under loss_type: sigmoid"),
+        ({"training__objective": "kto", "training__label_smoothing": 0.1}, "does nothing under objective: kto"),
+        ({"training__desirable_weight": 2.0}, "does nothing under objective: dpo"),
+        ({"training__reward_funcs": ["format"]}, "does nothing under objective: dpo"),
+        ({"training__objective": "grpo", "training__reward_funcs": ["format", "format"]}, "names a function twice"),
+        ({"evaluation__judge_layer": 3}, "without the block `policy`"),
+        ({"evaluation__policy_samples": 2}, "without the block `policy`"),
         ({"training__lora_rank": 3}, "unknown key"),
+        ({"privacy__unit": "client"}, "needs training.local"),
+        ({"training__local": LOCAL}, "bounds nobody"),
+        ({"training__local": LOCAL, "privacy__unit": "example"}, "bounds nobody"),
         ({"reward": {"public_data": "x"}}, "exactly one of the blocks"),
     ],
 )
@@ -149,7 +191,9 @@ def test_the_planned_size_is_the_models(tmp_path: Path, tiny_model: Path, adapte
     if adapter == "prompt_tuning" and objective == "bradley_terry":
         pytest.skip("refused")
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    changes = {"training__lora_target_modules": modules, "training__objective": objective}
+    changes: dict[str, Any] = {"training__objective": objective}
+    if adapter != "prompt_tuning":
+        changes["training__lora_target_modules"] = modules
     recipe = adapter_recipe(tmp_path, tiny_model, training__adapter=adapter, **changes)
     runtime, _ = work_of(recipe, {"one": preferences([("ann", "a", "b")])})
     assert trainable_dimension(recipe) == len(runtime.part.start)

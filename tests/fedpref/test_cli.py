@@ -27,7 +27,7 @@ GROUPS = {
     "recipes": ("ls", "show", "copy"),
     "data": ("ls", "check", "show", "map", "complete"),
     "models": ("get",),
-    "keys": ("new", "show", "trust"),
+    "keys": ("new", "show", "trust", "pinned"),
 }
 COMMANDS = [(), *((v,) for v in VERBS), *((g,) for g in GROUPS), *((g, v) for g, vs in GROUPS.items() for v in vs)]
 

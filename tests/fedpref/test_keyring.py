@@ -77,4 +77,9 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads(identity.read_text())["private"] not in made.out + shown.out
     assert speak("keys", "trust", str(trusted), "server", public).code == 0
     assert read_pinned(trusted).server.hex() == public
+    assert speak("keys", "trust", str(trusted), "7", KEYS[1]).code == 0
+    told = speak("keys", "pinned", str(trusted))
+    assert told.out.split("\n")[:3] == ["server:", *shown.out.split("\n")[:2]]
+    assert f"client 7:\npublic key   {KEYS[1]}" in told.out
+    assert speak("keys", "pinned", str(identity)).code == 1
     assert speak("keys", "trust", str(trusted), "server", KEYS[0]).code == 1

@@ -20,7 +20,6 @@ from fedpref.client.work import NodeData, prepare_node
 from fedpref.data.preferences import Preferences
 from fedpref.errors import RecipeError
 from fedpref.journal import SealedJournal
-from fedpref.manifest import reward_head_manifest
 from fedpref.plan import make_plan
 from privacy.clipping import grid_step
 from privacy.events import RepeatedEvent, TrustedEvent
@@ -36,10 +35,10 @@ from reward.head import RewardHead, bradley_terry_objective, set_weight
 from reward.layout import HeadLayout
 from tests.fedpref.test_node import three_clients
 from tests.privacy.oracles import discrete
-from tests.tiny import fake_features, make_recipe, preferences, train
+from tests.tiny import fake_features, head_manifest, make_recipe, preferences, train
 
 D, CLIP, STEPS, RATE = 5, 0.05, 4, 0.6
-MANIFEST = reward_head_manifest(D)
+MANIFEST = head_manifest(D)
 START = np.random.default_rng(3).normal(size=D)
 Vector = npt.NDArray[np.float64]
 

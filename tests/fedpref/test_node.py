@@ -18,7 +18,6 @@ from fedpref.client.work import prepare_node
 from fedpref.data.preferences import Preferences
 from fedpref.errors import RunFolderError
 from fedpref.journal import SealedJournal
-from fedpref.manifest import reward_head_manifest
 from privacy.clipping import grid_step
 from privacy.errors import BudgetError, CodedError
 from privacy.ledger import Ledger, LedgerHeader, read_ledger
@@ -28,11 +27,11 @@ from privacy.sampling import PoissonSampling
 from privacy.sealed import Entrusted, LocallyPrivate, sealed_from_bytes, size_of
 from privacy.units import Adversary, PrivacyUnit, Trust
 from reward.pairs import Conversation
-from tests.tiny import fake_features, preferences, votes
+from tests.tiny import fake_features, head_manifest, preferences, votes
 
 DIMENSION, CLIP, LIMIT = 5, 0.4, 3
 FEATURES = fake_features(DIMENSION)
-MANIFEST = reward_head_manifest(DIMENSION)
+MANIFEST = head_manifest(DIMENSION)
 Features = npt.NDArray[np.float32]
 
 

@@ -13,7 +13,7 @@ from fedpref.aggregation.optimizers import ServerOptimizer
 from fedpref.channel.base import Failure
 from fedpref.config import RewardConfig
 from fedpref.errors import NoDataError
-from fedpref.manifest import Manifest, reward_head_manifest
+from fedpref.manifest import Manifest
 from fedpref.plan import make_plan
 from fedpref.server import Server
 from privacy.ledger import Reservation
@@ -23,7 +23,7 @@ from privacy.sampling import PoissonSampling
 from privacy.sealed import Entrusted, LocallyPrivate
 from privacy.units import Trust
 from tests.privacy.oracles import grid_noise
-from tests.tiny import make_recipe, votes, write_dataset
+from tests.tiny import head_manifest, make_recipe, votes, write_dataset
 
 D, CLIP, DIVISOR = 3, 0.5, 10.0
 RNG = SeededNonPrivateRandom(3)
@@ -33,7 +33,7 @@ REWARD = RewardConfig(public_data="none", learning_rate=0.5, momentum=0.9, avera
 
 def server(said: list[str] | None = None, trust: Trust = Trust.CENTRAL, num_clients: int = 3) -> Server:
     return Server(
-        manifest=reward_head_manifest(D),
+        manifest=head_manifest(D),
         num_clients=num_clients,
         mechanism=GaussianMechanism(trust, PoissonSampling(0.1), CLIP, 2.0),
         optimizer=ServerOptimizer(REWARD, D, 10),
@@ -136,7 +136,7 @@ def test_a_request_names_round_manifest_and_the_current_parameters() -> None:
     this = server()
     this.step(this.release([entrusted(0)], reservation()))
     request = this.request(2)
-    assert (request.round, request.manifest_digest) == (2, reward_head_manifest(D).digest)
+    assert (request.round, request.manifest_digest) == (2, head_manifest(D).digest)
     assert np.array_equal(request.parameters, this.optimizer.parameters)
     request.parameters[:] = 9.0
     assert this.optimizer.parameters.max() < 9.0, "a client's copy is not the server's state"

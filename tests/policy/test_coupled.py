@@ -81,7 +81,7 @@ def test_the_only_loss_of_an_objective_may_be_asked_for_by_its_name() -> None:
 
 
 def test_nothing_takes_the_place_of_a_refusal() -> None:
-    mine = ObjectiveSpec("aot", ("prompt",), "pairs", lambda **_: None)  # type: ignore[arg-type, return-value]
+    mine = ObjectiveSpec("aot", "pairs", lambda **_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ObjectiveNameError, match="couples the records"):
         find_objective("aot", {"aot": mine})
     assert not set(COUPLED) & set(OBJECTIVES)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from policy.dpo_losses import LOSSES, DpoLossType, PairRatios, dpo_loss
+from policy.dpo_losses import LOSSES, PairRatios, dpo_loss
 from policy.losses import kto_loss, sft_loss
+from policy.registry import DpoLossType
 
 N = 40
 

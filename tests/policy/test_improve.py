@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy.adapter import adapter_arrays, adapter_files, attach_lora, load_policy
+from policy.adapter import adapter_arrays, adapter_files, attach_lora
 from policy.evaluate import kl_to_base, wins
 from policy.improve import Callbacks, PolicyTask, improve, prompts_of_step
 from policy.rewards import WeightedRewards
@@ -20,6 +20,7 @@ from policy.state import PolicyState
 from policy.trainer import best_against_worst, dpo_with_trl, grpo_with_trl
 from reward.backbone import load_backbone
 from reward.errors import AdapterError, PolicyTrainingError, PromptError, RewardFunctionError
+from reward.model import load_adapter
 
 ROWS = [{"prompt": f"Say {word}.", "topic": word} for word in ("a", "b", "c", "d", "e")]
 SETTINGS = TrainingSettings(
@@ -162,9 +163,9 @@ def test_an_adapter_survives_saving_and_is_refused_by_another_model(tiny_model: 
     task = make_task(tiny_model)
     recorded(task)
     (tmp_path / "policy").mkdir()
-    for name, content in adapter_files(task.model).items():
+    for name, content in adapter_files(task.model, "tiny").items():
         (tmp_path / "policy" / name).write_bytes(content)
-    loaded = load_policy(load_backbone(str(tiny_model), dtype="float32"), tmp_path / "policy")
+    loaded = load_adapter(load_backbone(str(tiny_model), dtype="float32"), tmp_path / "policy")
     ids = torch.tensor([[5, 6, 7]])
     trained = task.model.eval()(input_ids=ids).logits / 30  # the head of `make_task`
     torch.testing.assert_close(loaded(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-5)
@@ -172,9 +173,9 @@ def test_an_adapter_survives_saving_and_is_refused_by_another_model(tiny_model: 
     config.hidden_size, config.num_attention_heads = 64, 8
     other = load_backbone(str(tiny_model), dtype="float32")
     with pytest.raises(AdapterError, match="does not belong"):
-        load_policy(replace(other, model=LlamaForCausalLM(config)), tmp_path / "policy")
+        load_adapter(replace(other, model=LlamaForCausalLM(config)), tmp_path / "policy")
     with pytest.raises(AdapterError, match="does not belong"):
-        load_policy(other, tmp_path / "nothing")
+        load_adapter(other, tmp_path / "nothing")
 
 
 def test_modules_that_the_model_lacks_are_refused(tiny_model: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from policy.dpo_losses import LOSSES, DpoLossType
+from policy.dpo_losses import LOSSES
 from policy.objectives import DpoObjective, GrpoObjective, KtoObjective, SftObjective
-from policy.registry import COUPLED, OBJECTIVES, ObjectiveSpec, find_objective
+from policy.registry import COUPLED, OBJECTIVES, DpoLossType, ObjectiveSpec, find_objective
 from reward.errors import ObjectiveNameError
 from reward.objectives import BradleyTerryObjective, SelectorObjective
 
@@ -20,7 +20,7 @@ def mine(**settings: Any) -> Any:
     return lambda model, batch: settings
 
 
-SPEC = ObjectiveSpec("mine", ("prompt",), "completions", mine)
+SPEC = ObjectiveSpec("mine", "completions", mine)
 
 
 def test_every_objective_is_built_with_its_defaults_and_settings() -> None:
@@ -62,17 +62,17 @@ def test_objects_and_plug_ins_extend_but_never_replace(monkeypatch: pytest.Monke
     assert find_objective("mine", {"mine": SPEC})({"a": 1})(None, None) == {"a": 1}
     assert find_objective("dpo", {"dpo": SPEC}) is OBJECTIVES["dpo"]
     points = [
-        EntryPoint("plugged", "tests.policy.test_registry:SPEC", "fedpref.objectives"),
+        EntryPoint("mine", "tests.policy.test_registry:SPEC", "fedpref.objectives"),
         EntryPoint("function", "tests.policy.test_registry:mine", "fedpref.objectives"),
         EntryPoint("broken", "tests.nothing_there:SPEC", "fedpref.objectives"),
     ]
     monkeypatch.setattr("policy.registry.entry_points", lambda group: points)
-    assert find_objective("plugged").columns == ("prompt",)
+    assert find_objective("mine") is SPEC
     with pytest.raises(ObjectiveNameError, match="ObjectiveSpec"):
         find_objective("function")
     with pytest.raises(ObjectiveNameError, match="cannot be loaded"):
         find_objective("broken")
-    with pytest.raises(ObjectiveNameError, match="plugged"):
+    with pytest.raises(ObjectiveNameError, match="function, mine"):
         find_objective("tests.policy.test_registry:SPEC")
 
 

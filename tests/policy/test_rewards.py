@@ -109,7 +109,11 @@ def test_names_are_found_here_and_among_entry_points(monkeypatch: pytest.MonkeyP
     ]
     monkeypatch.setattr(module, "entry_points", lambda group: [p for p in points if p.group == group])
     assert find_reward_func("mine") is _raise
-    for name, why in (("gone", "cannot be loaded"), ("os.system", "No reward function")):
+    for name, why in (
+        ("gone", "cannot be loaded"),
+        ("os.system", "No reward function"),
+        ("acuracy", "Did you mean 'accuracy'"),
+    ):
         with pytest.raises(RewardFunctionError, match=why):
             find_reward_func(name)
 

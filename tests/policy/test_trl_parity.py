@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from policy.batches import CompletionBatch, GroupBatch
-from policy.dpo_losses import LOSSES, DpoLossType
+from policy.dpo_losses import LOSSES
 from policy.logprobs import answer_logps, token_logps
 from policy.objectives import DpoObjective, GrpoObjective, KtoObjective, SftObjective
+from policy.registry import DpoLossType
 from reward.batches import PairBatch
 from reward.objectives import BradleyTerryObjective
 from reward.pairs import as_conversation

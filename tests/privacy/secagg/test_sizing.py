@@ -18,7 +18,7 @@ from privacy.events import GaussianEvent, event_from_json
 from privacy.secagg.choice import make_plan
 from privacy.secagg.plan import Cohort, SecAggPlan
 from privacy.secagg.shares import make_share, simulated_sum
-from privacy.secagg.sizing import ShareNoise, distributed_epsilon
+from privacy.secagg.sizing import ShareNoise
 from privacy.units import PrivacyUnit
 from tests.privacy.secagg.federation import RNG, plan, share
 from tests.privacy.secagg.test_bounds import gaussian
@@ -133,17 +133,15 @@ def test_the_slack_of_a_run_is_far_below_any_printed_digit() -> None:
 def test_epsilon_with_slack_is_a_little_more_than_that_of_the_event() -> None:
     noise = ShareNoise.sized(8.0, 1_000_000, 8, 1000)
     plain = epsilon({GaussianEvent(noise.effective_multiplier, 1.0): 4}, 1e-5)
-    booked = distributed_epsilon(noise, rounding_failure=1e-12, sample_rate=1.0, rounds=4, clients=10, delta=1e-5)
+    booked = epsilon({noise.event(1.0, clients=10, rounding_failure=1e-12): 4}, 1e-5)
     assert plain < booked <= plain + 1e-4
-    worse = distributed_epsilon(noise, rounding_failure=1e-7, sample_rate=1.0, rounds=4, clients=10, delta=1e-5)
+    worse = epsilon({noise.event(1.0, clients=10, rounding_failure=1e-7): 4}, 1e-5)
     assert worse > booked + 1e-3
 
 
 def test_a_delta_that_rounding_failures_use_up_gives_no_finite_epsilon() -> None:
     noise = ShareNoise.sized(8.0, 1_000_000, 8, 1000)
-    assert math.isinf(
-        distributed_epsilon(noise, rounding_failure=1e-6, sample_rate=1.0, rounds=10, clients=10, delta=1e-5)
-    )
+    assert math.isinf(epsilon({noise.event(1.0, clients=10, rounding_failure=1e-6): 10}, 1e-5))
 
 
 def chosen(n: int, least: int, colluders: int, z: float = 1.0) -> SecAggPlan:
