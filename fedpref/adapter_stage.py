@@ -22,6 +22,7 @@ from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
+from fedpref.data.renderable import only_renderable
 from fedpref.data.spec import find_dataset
 from fedpref.display import Display
 from fedpref.errors import UnsupportedPlanError
@@ -55,6 +56,7 @@ def run_adapter_stage(
     """Train, evaluate, release; writes ``release/policy`` or ``release/reward``, ``evaluation.json`` and the report."""
     recipe = plan.recipe
     runtime = make_runtime(recipe, show.say)
+    data = only_renderable(data, runtime.backbone.tokenizer, show.say)
     rewards = client_rewards(recipe.adapter, reward_funcs or {})
     if recipe.adapter.objective not in OBJECTIVES:
         check_objective(recipe.adapter, runtime)

@@ -130,6 +130,7 @@ def _run_reward_stage(
 ) -> None:
     """Features, the reward head, its release, and the policy loop if the recipe has one."""
     from fedpref.client.work import FeatureStore
+    from fedpref.data.renderable import only_renderable
     from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
     from fedpref.policy_stage import run_policy_stage
     from fedpref.training import TrainingInput, train_reward_head
@@ -137,9 +138,10 @@ def _run_reward_stage(
     from reward.scorer import RewardModel
 
     recipe = the_plan.recipe
-    held_out = evaluation_clients(data, recipe.federation.partition) if recipe.evaluation.federated else None
     config = feature_config(recipe)
     extractor = FeatureExtractor(config, show.say)
+    data = only_renderable(data, extractor.backbone.tokenizer, show.say)
+    held_out = evaluation_clients(data, recipe.federation.partition) if recipe.evaluation.federated else None
     key = json.dumps([config.to_json(), extractor.backbone.digest, str(extractor.backbone.model.dtype)])
     store = FeatureStore(extractor, key, folder.node / "features.safetensors")
     projection = fit_projection(recipe, store, show)

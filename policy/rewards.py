@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy.answers import same_answer
 from policy.plugins import load_plugin, nearest
 from reward.errors import RewardFunctionError
 
@@ -30,22 +30,11 @@ def accuracy(completions: Sequence[Any], answer: Sequence[str], **columns: Any) 
     """1 where the completion's final answer equals ``answer``, 0 where not; None where ``answer`` cannot be parsed.
 
     Parsed and compared by math-verify, as TRL's ``accuracy_reward`` does: a boxed answer first. That function reads LaTeX
-    alone; small models also write plain numbers, so the last plain number counts where nothing is boxed.
+    alone; small models also write plain numbers, so the last plain number counts where nothing is boxed. An answer that
+    cannot be computed within seconds is wrong; see ``policy.answers``.
     """
     del columns
-    return [_same_answer(text_of(c), str(a)) for c, a in zip(completions, answer, strict=True)]
-
-
-def _same_answer(text: str, gold: str) -> float | None:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns about the timeouts that are switched off here
-    configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    expected = parse(gold, extraction_config=configs, parsing_timeout=None)
-    if not expected:
-        return None
-    # No timeouts: they use SIGALRM, which belongs to the program around us, and short texts need none.
-    return float(verify(expected, parse(text, extraction_config=configs, parsing_timeout=None), timeout_seconds=None))
+    return [same_answer(text_of(c), str(a)) for c, a in zip(completions, answer, strict=True)]
 
 
 def format_reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:

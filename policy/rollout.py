@@ -110,6 +110,7 @@ def sample_rollout(
             temperature=temperature,
             top_k=0,
             top_p=1.0,
+            remove_invalid_values=True,  # parameters that overflow must not stop who samples: that would tell of the text
             pad_token_id=tokenizer.pad_token_id,
         )
     model.train(was_training)

@@ -46,11 +46,22 @@ def render(tokenizer: Any, prompt: tuple[tuple[str, str], ...]) -> str:
     |---|---|
     | no chat template (a base model) | the messages, each with a newline behind it |
     | empty message | what the template makes of it; without one, a newline |
+
+    Raises:
+        ConversationError: the template refuses it, as some do for a system message or two turns of one role. The message
+            says nothing of the text.
     """
     if not tokenizer.chat_template:
         return "".join(f"{content}\n" for _, content in prompt)
     messages = [{"role": role, "content": content} for role, content in prompt]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # a model's template is a program of its own and may raise anything
+        raise ConversationError(
+            "The model's chat template refuses a prompt.",
+            f"It raised {type(error).__name__}: some take no system message, or no two turns of one role.",
+            "Leave the prompt out, or write it as one message of the user.",
+        ) from None
 
 
 def _list(value: Any) -> Sequence[Any]:

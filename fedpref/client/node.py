@@ -129,12 +129,13 @@ class Node:
         if (
             request.manifest_digest != self._manifest.digest
             or request.parameters.shape != (self._manifest.dimension,)
+            or not np.isfinite(request.parameters).all()
             or request.round < 1
             or (request.clipping_norm is None) != (self._clipping is None)
         ):
             raise RunFolderError(
                 f"Round {request.round} asks for another trainable part than this node has.",
-                "Names, shapes, the way of clipping or the round number differ.",
+                "Names, shapes, the way of clipping or the round number differ, or a parameter is NaN or inf.",
                 "Run server and nodes from one resolved recipe.",
             )
 
