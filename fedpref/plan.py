@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from fedpref.adapter_size import trainable_dimension
+from fedpref.adapter_size import secure_dimension, trainable_dimension
 from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
 from fedpref.cost import memory_gb, minutes, public_sizes
 from fedpref.data.spec import find_dataset
 from fedpref.federated_evaluation import EvaluationPlan, evaluation_plan
-from fedpref.manifest import reward_manifest
 from fedpref.plan_training import check_training
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
@@ -97,7 +96,7 @@ class Plan:
         mechanism = self.mechanism()
         if not isinstance(mechanism, DistributedMechanism):
             return None
-        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.head).dimension)
+        return SecureCosts.of(self.recipe, mechanism.secagg, secure_dimension(self.recipe))
 
     @property
     def colluders(self) -> int | None:
@@ -234,7 +233,7 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float, run: str = "plan") -> 
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
     sampling = sampling_of(recipe, run)
     if p.trust is Trust.DISTRIBUTED:
-        dimension = reward_manifest(recipe.head).dimension + (clipping is not None)
+        dimension = secure_dimension(recipe) + (clipping is not None)
         return DistributedMechanism(sampling, secagg_plan(recipe, noise_multiplier, bound, dimension, run))
     local = None if recipe.reward is None else recipe.reward.local
     if local is None or p.unit is PrivacyUnit.CLIENT:

@@ -24,6 +24,7 @@ from fedpref.cohort import check_cohort, invited, public_facts
 from fedpref.config import Recipe
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
+from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
 from fedpref.journal import Checkpoints, SealedJournal
 from fedpref.manifest import Manifest, reward_layout, reward_manifest
@@ -99,6 +100,7 @@ def train(
     check_cohort(recipe, list(given.data.clients))
     mechanism, rng = plan.mechanism(run_name(plan, folder)), random_source(recipe)
     manifest = trainee.manifest
+    _check_planned_size(mechanism, manifest.dimension + (plan.clipping is not None))
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = None if recipe.privacy.trust is Trust.CENTRAL else recipe.privacy.target_epsilon
     headers = {
@@ -154,6 +156,17 @@ def train(
         return server.optimizer.averaged
     finally:
         books.close()
+
+
+def _check_planned_size(mechanism: Mechanism, dimension: int) -> None:
+    """The codec of secure aggregation was planned for another number of values than the model trains: nothing is booked."""
+    if not isinstance(mechanism, DistributedMechanism) or mechanism.secagg.codec.dimension == dimension:
+        return
+    raise UnsupportedPlanError(
+        f"The model trains {dimension:,} values; the plan counted {mechanism.secagg.codec.dimension:,}.",
+        "Grid, ring and noise of secure aggregation are planned from config.json, and this model is built otherwise.",
+        "Set privacy.trust: central or local, or take another model or other training.lora_target_modules.",
+    )
 
 
 def run_name(plan: Plan, folder: RunFolder) -> str:
