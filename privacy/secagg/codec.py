@@ -175,7 +175,7 @@ class Codec:
         total, rows = self.sum_units(np.zeros((0, self.dimension))), 0
         for block in blocks:
             rows += len(block)
-            if rows > len(block) and self.unit is PrivacyUnit.CLIENT:
+            if rows > 1 and self.unit is PrivacyUnit.CLIENT:
                 raise ParameterError(
                     f"{rows} rows for one client.", "The unit is the client.", "Clip its whole update once."
                 )
