@@ -83,7 +83,8 @@ class Plan:
         None for a model that is not here.
         """
         if self.secure_costs is not None:
-            return self.secure_costs.bytes_up + self.secure_costs.bytes_down
+            every = [self.secure_costs] if self.evaluation_costs is None else [self.secure_costs, self.evaluation_costs]
+            return sum(costs.bytes_up + costs.bytes_down for costs in every)
         d = trainable_dimension(self.recipe)
         if d is None:
             return None
@@ -97,6 +98,14 @@ class Plan:
         if not isinstance(mechanism, DistributedMechanism):
             return None
         return SecureCosts.of(self.recipe, mechanism.secagg, secure_dimension(self.recipe))
+
+    @cached_property
+    def evaluation_costs(self) -> SecureCosts | None:
+        """Of the one round of federated evaluation under trust `distributed`."""
+        mechanism = self.evaluation.mechanism if self.evaluation else None
+        if not isinstance(mechanism, DistributedMechanism):
+            return None
+        return SecureCosts.of(self.recipe, mechanism.secagg, secure_dimension(self.recipe), rounds=1)
 
     @property
     def colluders(self) -> int | None:

@@ -167,6 +167,10 @@ class SecureNode(Node):
                 replies[client] = failure(error)
         return replies
 
+    def answered(self, round_number: int) -> bool:
+        """True if a vector was kept for this round, hence perhaps sent."""
+        return self._kept.round >= round_number
+
     def close_round(self, before: int) -> None:
         """Commit an open round that lies before this one: the server went on, so it was released."""
         interrupted = self._ledger.open_reservation
