@@ -93,8 +93,11 @@ class SecureNode(Node):
         asked = _Lazy(lambda: self._begin(request, wanted))
         try:
             replies = {client: self._answer(client, bundle, request, asked) for client, bundle in bundles.items()}
-        except _NodeStoppedError as stop:
-            raise stop.error from None
+        except BaseException as stop:
+            self._machines.clear()  # what was sealed in this trip was not kept: it must not be sent by the next one
+            if isinstance(stop, _NodeStoppedError):
+                raise stop.error from None
+            raise
         if asked.error is not None and not isinstance(asked.error, (TermsRefusal, ReplayRefusal)):
             raise asked.error  # no client's refusal: the node itself cannot go on
         self._kept.states.update({client: machine.to_bytes() for client, machine in self._machines.items()})

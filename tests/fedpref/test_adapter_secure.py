@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import privacy.distributed
 from fedpref import adapter_size
 from fedpref.api import run
 from fedpref.client.adapter import GradientWork, LocalWork
+from fedpref.client.secure import SecureNode
 from fedpref.config import Recipe
 from fedpref.data.preferences import Preferences
 from fedpref.errors import UnsupportedPlanError
@@ -24,7 +26,7 @@ from privacy.report import build_report, verify
 from privacy.secagg.packing import centred
 from privacy.secagg.shares import NoisedShare
 from tests.fedpref.adapters import adapter_recipe, sums, train_adapter, work_of
-from tests.fedpref.secure_messages import watch
+from tests.fedpref.secure_messages import messages, watch
 from tests.fedpref.test_adapter_objectives import GRPO, prompts
 from tests.fedpref.test_resume import Killed, Killer
 from tests.fedpref.test_secure_resume import check
@@ -196,6 +198,52 @@ def test_an_error_of_a_computation_is_the_nodes_not_a_clients_and_nothing_leaves
         view = read_ledger(Path(r.output_dir) / "nodes/local/ledger.jsonl")
         assert [x.round for x in view.reservations] == [1, 2, 3]
     assert len(calls) == 2
+
+
+def test_what_was_sealed_before_an_error_is_not_sent_when_the_node_is_asked_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, trip, calls, again = GradientWork._gradients, SecureNode.trip, list[int](), dict[int, Any]()
+
+    def second_breaks(self: GradientWork, units: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise GradientBackendError("It broke.", "Somehow.", "Look.")
+        return real(self, units)
+
+    def asks_again(self: SecureNode, bundles: Any, request: Any) -> Any:
+        try:
+            return trip(self, bundles, request)
+        except GradientBackendError:
+            assert not self._members.load(lambda *_: True, -1).round
+            again.update(trip(self, bundles, request))
+            raise
+
+    monkeypatch.setattr(GradientWork, "_gradients", second_breaks)
+    monkeypatch.setattr(SecureNode, "trip", asks_again)
+    with pytest.raises(GradientBackendError):
+        train_adapter(recipe(tmp_path, tiny_model, privacy__sample_rate=0.9))  # somebody in every client
+    sent = {client for client, reply in again.items() if any(m.kind == "masked" for m in messages(reply))}
+    assert sent == {2, 3}  # of the clients before, noise was drawn once: no second draw under this booking
+
+
+def test_one_block_of_rows_is_in_memory_whatever_the_number_of_clients(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, alive, most = GradientWork._blocks, list[Any](), list[int]()
+
+    def watched(self: GradientWork, *arguments: Any) -> Any:
+        for block in real(self, *arguments):
+            assert len(block) == 1
+            alive.append(weakref.ref(block))
+            most.append(sum(one() is not None for one in alive))
+            yield block
+
+    monkeypatch.setattr("fedpref.client.adapter.NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(GradientWork, "_blocks", watched)
+    train_adapter(recipe(tmp_path, tiny_model, federation__num_rounds=1, privacy__secure_aggregation="simulated"))
+    assert len(most) > 5
+    assert max(most) <= 2  # this one, and the one before it
 
 
 def killed_at(folder: Path, model: Path, at: int, when: str) -> None:
