@@ -8,6 +8,7 @@ from typing import Any
 
 from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
+from fedpref.errors import UnsupportedPlanError
 from fedpref.manifest import reward_manifest
 
 _EMBEDDED = {
@@ -34,6 +35,24 @@ def trainable_dimension(recipe: Recipe) -> int | None:
         return None
     per_layer = sum(_numbers(training, *shape) for shape in shapes if shape is not None)
     return int(config["num_hidden_layers"]) * per_layer + score
+
+
+def secure_dimension(recipe: Recipe) -> int:
+    """``trainable_dimension`` for the codec of secure aggregation, whose grid and noise are planned for it.
+
+    Raises:
+        UnsupportedPlanError: it is not known before the model is loaded.
+    """
+    dimension = trainable_dimension(recipe)
+    if dimension is None:
+        raise UnsupportedPlanError(
+            "privacy.trust: distributed needs the number of trained values before the model is loaded.",
+            "Grid, ring and noise of secure aggregation depend on it; the model's config.json is not here, or a layer of "
+            "training.lora_target_modules is not one of a Llama-like model.",
+            "Name a folder with the model and its config.json, or target q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj "
+            "or down_proj.",
+        )
+    return dimension
 
 
 def _numbers(training: TrainingConfig, wide: int, high: int) -> int:

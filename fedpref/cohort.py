@@ -49,13 +49,25 @@ def cohort_of(recipe: Recipe, buckets: int | None = None) -> Cohort:
     return Cohort(largest, least, least, p.colluders, Consistency(p.consistency), unclosed)
 
 
-def secagg_plan(recipe: Recipe, noise_multiplier: float, bound: float, dimension: int, run: str) -> SecAggPlan:
+def secagg_plan(
+    recipe: Recipe,
+    noise_multiplier: float,
+    bound: float,
+    dimension: int,
+    run: str,
+    *,
+    largest_norm: float | None = None,
+    buckets: int | None = None,
+) -> SecAggPlan:
     """Codec and noise for a run; the noise is sized for the worst sum that can be unmasked.
+
+    ``largest_norm``: of one client's sum over ``bound``, and ``buckets``, if they are not those of a round of training.
 
     Raises:
         ParameterError: no safe cohort, or no ring holds the sum.
     """
-    cohort, p = cohort_of(recipe), recipe.privacy
+    count = buckets or recipe.federation.num_buckets
+    cohort, p = cohort_of(recipe, count), recipe.privacy
     return make_plan(
         run,
         cohort,
@@ -63,9 +75,9 @@ def secagg_plan(recipe: Recipe, noise_multiplier: float, bound: float, dimension
         max_grad_norm=bound,
         # A client's update is rounded as a user's row is: once more than its own sum would need, and never less noise.
         unit=PrivacyUnit.USER if p.unit is PrivacyUnit.CLIENT else p.unit,
-        largest_norm=_largest_norm(recipe),
+        largest_norm=largest_norm or _largest_norm(recipe),
         noise_multiplier=noise_multiplier,
-        buckets=recipe.federation.num_buckets,
+        buckets=count,
     )
 
 
@@ -154,9 +166,13 @@ class SecureCosts:
     buckets: BucketFigures | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, plan: SecAggPlan, dimension: int) -> SecureCosts:
-        """From the plan's sizes: per round keys, shares, vector, unmasking; the parameters down."""
-        n, d, rounds = plan.cohort.largest, plan.codec.coordinates, recipe.federation.num_rounds
+    def of(cls, recipe: Recipe, plan: SecAggPlan, dimension: int, rounds: int | None = None) -> SecureCosts:
+        """From the plan's sizes: per round keys, shares, vector, unmasking; the parameters down.
+
+        ``rounds``: if not those of the training.
+        """
+        n, d = plan.cohort.largest, plan.codec.coordinates
+        rounds = recipe.federation.num_rounds if rounds is None else rounds
         strict = plan.cohort.consistency is Consistency.STRICT
         own = min(rounds, recipe.privacy.max_participations or rounds)
         up = _UP + n * (ENTRY + REVEALED) + plan.codec.upload_bytes

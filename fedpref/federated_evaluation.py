@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedpref.cohort import secagg_plan
 from fedpref.config import Recipe
 from fedpref.errors import UnsupportedPlanError
 from privacy.accounting import epsilon
 from privacy.calibration import calibrate_noise_multiplier
+from privacy.distributed import DistributedMechanism
 from privacy.events import TrustedEvent
 from privacy.mechanism import GaussianMechanism
 from privacy.sampling import PoissonSampling
@@ -24,6 +26,7 @@ from privacy.units import Adversary, PrivacyUnit, Trust
 
 SEEN, UNSEEN = "seen topics", "unseen topics"
 Z = 1.959964  # 95 %
+_NOISE_STEP = 1e-4
 LEAST = 4.0  # noise deviations that a number of people must exceed to be told from nobody
 
 
@@ -32,9 +35,13 @@ class EvaluationPlan:
     """The one round after the rounds: every evaluation user takes part, hence no amplification."""
 
     groups: tuple[str, ...]
-    mechanism: GaussianMechanism
+    mechanism: GaussianMechanism | DistributedMechanism
     round_number: int
     delta: float
+    planned_noise: float
+    """The multiplier that was calibrated; under `distributed` the booked one is a rounding above it."""
+    simulated: bool = False
+    """The integers are added openly: nothing holds against the server."""
 
     @property
     def dimension(self) -> int:
@@ -42,7 +49,9 @@ class EvaluationPlan:
         return 2 * len(self.groups)
 
     def epsilon(self, adversary: Adversary) -> float | None:
-        """Of one evaluation user; None where the adversary is trusted."""
+        """Of one evaluation user; None where the adversary is trusted, infinite where nothing holds."""
+        if self.simulated and adversary is Adversary.SERVER:
+            return math.inf
         event = self.mechanism.events(self.round_number)[adversary]
         return None if isinstance(event, TrustedEvent) else epsilon({event: 1}, self.delta)
 
@@ -52,7 +61,7 @@ class EvaluationPlan:
             "groups": list(self.groups),
             "noise_multiplier": self.mechanism.noise_multiplier,
             "noise_std": self.mechanism.noise_std,
-            "epsilon": {adversary.value: self.epsilon(adversary) for adversary in Adversary},
+            "epsilon": {who.value: value if _finite(value := self.epsilon(who)) else None for who in Adversary},
             "delta": self.delta,
         }
 
@@ -62,8 +71,14 @@ def evaluation_bound(num_groups: int) -> float:
     return math.sqrt(2 * num_groups) * (1 + 2e-6)
 
 
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def evaluation_plan(recipe: Recipe) -> EvaluationPlan | None:
     """What a recipe with `evaluation.federated` releases about evaluation users; None without.
+
+    Under trust ``distributed`` its mechanism has no run yet; see ``evaluation_mechanism``.
 
     Raises:
         UnsupportedPlanError: the recipe asks for what does not go together.
@@ -77,8 +92,29 @@ def evaluation_plan(recipe: Recipe) -> EvaluationPlan | None:
         return None
     groups = (SEEN, UNSEEN) if options.unseen_topics else (SEEN,)
     noise = calibrate_noise_multiplier(options.target_epsilon, p.target_delta, 1.0, 1)
-    mechanism = GaussianMechanism(p.trust, PoissonSampling(1.0), evaluation_bound(len(groups)), noise)
-    return EvaluationPlan(groups, mechanism, recipe.federation.num_rounds + 1, p.target_delta)
+    simulated = p.secure_aggregation == "simulated"
+    while True:  # under `distributed` once more or so, for the slack of rounding failures and of sums of shares
+        mechanism = _mechanism(recipe, len(groups), noise, "plan")
+        if epsilon({mechanism.events()[Adversary.READER]: 1}, p.target_delta) <= options.target_epsilon:
+            return EvaluationPlan(groups, mechanism, recipe.federation.num_rounds + 1, p.target_delta, noise, simulated)
+        noise = round(noise + _NOISE_STEP, 4)
+
+
+def evaluation_mechanism(recipe: Recipe, plan: EvaluationPlan, run: str) -> GaussianMechanism | DistributedMechanism:
+    """The plan's mechanism, its keys and rotation bound to a run: the training's name with a word of its own."""
+    return _mechanism(recipe, len(plan.groups), plan.planned_noise, f"{run}-evaluation")
+
+
+def _mechanism(recipe: Recipe, groups: int, noise: float, run: str) -> GaussianMechanism | DistributedMechanism:
+    p, f, sampling = recipe.privacy, recipe.federation, PoissonSampling(1.0)
+    if p.trust is not Trust.DISTRIBUTED:
+        return GaussianMechanism(p.trust, sampling, evaluation_bound(groups), noise)
+    held_out = recipe.evaluation.user_fraction / (1 - recipe.evaluation.user_fraction)
+    everybody = f.num_units * max(1.0, held_out)  # in one client, and all alike: no honest sum is clamped
+    bound = evaluation_bound(groups)
+    # One sum: a trimmed mean over buckets of people would be no estimate of a share of people.
+    plan = secagg_plan(recipe, noise, bound, 2 * groups, run, largest_norm=everybody, buckets=1)
+    return DistributedMechanism(sampling, plan)
 
 
 def _refusal(recipe: Recipe) -> tuple[str, str, str] | None:
@@ -106,9 +142,10 @@ def _refusal(recipe: Recipe) -> tuple[str, str, str] | None:
             "Set privacy.unit: user.",
         ),
         (
-            p.trust is Trust.DISTRIBUTED,
-            "Its sums are not masked yet.",
-            "Use trust `central` or `local`, or central figures.",
+            p.trust is Trust.DISTRIBUTED and federation.partition.by == "natural",
+            "Under partition.by: natural evaluation users are clients of their own, and no recipe says how many: neither "
+            "cohort nor noise of secure aggregation could be planned.",
+            "Use another partition, trust `central` or `local`, or central figures.",
         ),
         (
             p.labels == "randomized_response",

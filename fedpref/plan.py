@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from fedpref.adapter_size import trainable_dimension
+from fedpref.adapter_size import secure_dimension, trainable_dimension
 from fedpref.cohort import SecureCosts, secagg_plan
 from fedpref.config import Recipe
 from fedpref.cost import memory_gb, minutes, public_sizes
 from fedpref.data.spec import find_dataset
 from fedpref.federated_evaluation import EvaluationPlan, evaluation_plan
-from fedpref.manifest import reward_manifest
 from fedpref.plan_training import check_training
 from fedpref.recipes import validate_recipe
 from privacy.accounting import epsilon
@@ -83,7 +82,8 @@ class Plan:
         None for a model that is not here.
         """
         if self.secure_costs is not None:
-            return self.secure_costs.bytes_up + self.secure_costs.bytes_down
+            every = [self.secure_costs] if self.evaluation_costs is None else [self.secure_costs, self.evaluation_costs]
+            return sum(costs.bytes_up + costs.bytes_down for costs in every)
         d = trainable_dimension(self.recipe)
         if d is None:
             return None
@@ -96,7 +96,15 @@ class Plan:
         mechanism = self.mechanism()
         if not isinstance(mechanism, DistributedMechanism):
             return None
-        return SecureCosts.of(self.recipe, mechanism.secagg, reward_manifest(self.recipe.head).dimension)
+        return SecureCosts.of(self.recipe, mechanism.secagg, secure_dimension(self.recipe))
+
+    @cached_property
+    def evaluation_costs(self) -> SecureCosts | None:
+        """Of the one round of federated evaluation under trust `distributed`."""
+        mechanism = self.evaluation.mechanism if self.evaluation else None
+        if not isinstance(mechanism, DistributedMechanism):
+            return None
+        return SecureCosts.of(self.recipe, mechanism.secagg, secure_dimension(self.recipe), rounds=1)
 
     @property
     def colluders(self) -> int | None:
@@ -239,7 +247,7 @@ def mechanism_of(recipe: Recipe, noise_multiplier: float, run: str = "plan") -> 
     bound = clipping.joint_bound(on_ladder(p.max_grad_norm)) if clipping else p.max_grad_norm
     sampling = sampling_of(recipe, run)
     if p.trust is Trust.DISTRIBUTED:
-        dimension = reward_manifest(recipe.head).dimension + (clipping is not None)
+        dimension = secure_dimension(recipe) + (clipping is not None)
         return DistributedMechanism(sampling, secagg_plan(recipe, noise_multiplier, bound, dimension, run))
     local = None if recipe.reward is None else recipe.reward.local
     if local is None or p.unit is PrivacyUnit.CLIENT:

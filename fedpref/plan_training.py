@@ -18,7 +18,6 @@ def check_training(recipe: Recipe) -> None:
     _check_unit(recipe)
     _check_aggregation(recipe)
     _check_labels(recipe)
-    _check_trust(recipe)
     _check_dtype(recipe)
 
 
@@ -63,16 +62,6 @@ def _check_labels(recipe: Recipe) -> None:
         "privacy.labels: randomized_response is not available for adapters.",
         "Their losses would have to be debiased for the flips.",
         "Use it with the block `reward`.",
-    )
-
-
-def _check_trust(recipe: Recipe) -> None:
-    if recipe.privacy.trust is not Trust.DISTRIBUTED:
-        return
-    raise UnsupportedPlanError(
-        "privacy.trust: distributed is not available for adapters yet.",
-        "A masked vector is made from all rows of a client at once, and the rows of an adapter do not fit into memory.",
-        "Set privacy.trust: central or local, or train a head (the block `reward`) under secure aggregation.",
     )
 
 

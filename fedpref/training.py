@@ -9,32 +9,27 @@ from typing import Any
 from fedpref.aggregation.lora import LoraRule
 from fedpref.aggregation.optimizers import ServerOptimizer, Vector
 from fedpref.books import open_books
-from fedpref.channel.base import Channel
-from fedpref.channel.local import LocalChannel
-from fedpref.channel.secure import SecureChannel, ServerMemory, SimulatedChannel
 from fedpref.client.contribution import ClientWork
 from fedpref.client.head import HeadWork
 from fedpref.client.labels import randomized_labels
 from fedpref.client.local_training import LocalTraining
-from fedpref.client.members import MemberJournal, embedded_identities
-from fedpref.client.node import Node
-from fedpref.client.secure import Identities, SecureNode
 from fedpref.client.work import prepare_node
-from fedpref.cohort import check_cohort, invited, public_facts
+from fedpref.cohort import check_cohort, public_facts
 from fedpref.config import Recipe
+from fedpref.connection import Exchanges, connect
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
+from fedpref.errors import UnsupportedPlanError
 from fedpref.folder import RunFolder
-from fedpref.journal import Checkpoints, SealedJournal
+from fedpref.journal import Checkpoints
 from fedpref.manifest import Manifest, reward_layout, reward_manifest
 from fedpref.plan import Plan
 from fedpref.rounds import Federation, run_rounds
 from fedpref.server import Server
 from fedpref.tracking import Tracker, Trackers
 from privacy.distributed import DistributedMechanism
-from privacy.errors import MechanismMisuseError
 from privacy.ledger import Ledger, LedgerHeader
-from privacy.mechanism import GaussianMechanism, Mechanism
+from privacy.mechanism import Mechanism
 from privacy.rng import RandomSource, SeededNonPrivateRandom, SystemRandom
 from privacy.signing import SigningKey, key_path
 from privacy.units import PrivacyUnit, Trust
@@ -99,6 +94,7 @@ def train(
     check_cohort(recipe, list(given.data.clients))
     mechanism, rng = plan.mechanism(run_name(plan, folder)), random_source(recipe)
     manifest = trainee.manifest
+    _check_planned_size(mechanism, manifest.dimension + (plan.clipping is not None))
     # Under `central` a node lists un-amplified participations: its own worst case, not the claim, hence no budget here.
     own_budget = None if recipe.privacy.trust is Trust.CENTRAL else recipe.privacy.target_epsilon
     headers = {
@@ -128,7 +124,6 @@ def train(
             "num_clients": len(given.data.clients),
             "work": trainee.work(records),
             "manifest": manifest,
-            "ledger": node_ledger,
             "rng": rng,
             "clipping": plan.clipping,
             "offer": books.offer,
@@ -148,12 +143,27 @@ def train(
             rule=trainee.rule,
             aggregation_error=trainee.aggregation_error,
         )
-        channel, close = _connect(given, folder, mechanism, common, rounds=plan.num_rounds - done, warn=warn)
-        run_rounds(Federation(plan, mechanism, server, channel, ledger, checkpoints, Trackers(trackers), warn))
-        close()
+        names, left = list(given.data.clients), plan.num_rounds - done
+        exchanges = Exchanges(recipe, plan.digest, names, folder, left, plan.num_rounds)
+        connection = connect(exchanges, mechanism, common, node_ledger, warn)
+        run_rounds(
+            Federation(plan, mechanism, server, connection.channel, ledger, checkpoints, Trackers(trackers), warn)
+        )
+        connection.close()
         return server.optimizer.averaged
     finally:
         books.close()
+
+
+def _check_planned_size(mechanism: Mechanism, dimension: int) -> None:
+    """The codec of secure aggregation was planned for another number of values than the model trains: nothing is booked."""
+    if not isinstance(mechanism, DistributedMechanism) or mechanism.secagg.codec.dimension == dimension:
+        return
+    raise UnsupportedPlanError(
+        f"The model trains {dimension:,} values; the plan counted {mechanism.secagg.codec.dimension:,}.",
+        "Grid, ring and noise of secure aggregation are planned from config.json, and this model is built otherwise.",
+        "Set privacy.trust: central or local, or take another model or other training.lora_target_modules.",
+    )
 
 
 def run_name(plan: Plan, folder: RunFolder) -> str:
@@ -164,56 +174,6 @@ def run_name(plan: Plan, folder: RunFolder) -> str:
     if plan.recipe.privacy.rng == "seeded":
         return f"seeded-{plan.recipe.seed}"
     return f"{plan.digest[:16]}-{SigningKey.at(key_path(folder.ledger)).public[:16]}"
-
-
-def _connect(
-    given: RunInput,
-    folder: RunFolder,
-    mechanism: Mechanism,
-    common: dict[str, Any],
-    *,
-    rounds: int,
-    warn: Callable[[str], None],
-) -> tuple[Channel, Callable[[], None]]:
-    """The node of this machine and the channel to it; and what to do once all rounds are done."""
-    recipe, digest = given.plan.recipe, given.plan.digest
-    if isinstance(mechanism, GaussianMechanism):
-        journal = SealedJournal(folder.node / "sealed.bin", digest)
-        return LocalChannel(Node(mechanism=mechanism, journal=journal, **common)), journal.clear
-    if not isinstance(mechanism, DistributedMechanism):
-        raise MechanismMisuseError("No channel for this mechanism.", "It is of no known trust.", "Use a known one.")
-    names = list(given.data.clients)
-    simulated = recipe.privacy.secure_aggregation == "simulated"
-    keys = None if simulated else embedded_identities(folder.node / "identities", len(names))
-    members = MemberJournal(folder.node / "members.bin", digest)
-    node = SecureNode(
-        mechanism=mechanism,
-        members=members,
-        identities=None if keys is None else Identities(keys[1], keys[2]),
-        max_participations=recipe.privacy.max_participations,
-        **common,
-    )
-    memory = ServerMemory(folder.path / "aggregation.json")
-
-    def close() -> None:
-        node.finish(given.plan.num_rounds)
-
-    def asked(round_number: int) -> tuple[int, ...]:
-        return invited(recipe, names, round_number)
-
-    if keys is None:
-        return SimulatedChannel(plan=mechanism.secagg, invited=asked, node=node, memory=memory, warn=warn), close
-    channel = SecureChannel(
-        plan=mechanism.secagg,
-        identity=keys[0],
-        clients=keys[2].clients,
-        invited=asked,
-        rounds=rounds,
-        transport=node,
-        memory=memory,
-        warn=warn,
-    )
-    return channel, close
 
 
 def _labelled(

@@ -10,6 +10,7 @@ of the c. Coins are tossed inside clients, so amplification holds against the se
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +93,7 @@ class DistributedMechanism:
 
     def share(
         self,
-        rows: npt.NDArray[np.floating],
+        blocks: Iterable[npt.NDArray[np.floating]],
         bound: float,
         reservation: Reservation,
         client: int,
@@ -103,8 +104,8 @@ class DistributedMechanism:
         """One client's noised share of a round; only under the node's reservation, once.
 
         Args:
-            rows: one per sampled unit of the client, shape [units, d].
-            bound: C' that ``rows`` are meant to be clipped to.
+            blocks: one row per sampled unit of the client, in blocks of shape [units, d] that are read one by one.
+            bound: C' that the rows are meant to be clipped to.
             reservation: of the node's ledger.
             client: its number.
             rng: of dither and noise.
@@ -112,8 +113,9 @@ class DistributedMechanism:
         """
         check_booking(reservation, self.node_events(reservation.round), node=True)
         reservation.use(f"client {client}")
-        scaled = rows if bound == self.max_grad_norm else rows.astype(np.float64) * (self.max_grad_norm / bound)
-        return make_share(self.secagg, self.secagg.codec.sum_units(scaled), number, client, rng)
+        scale = self.max_grad_norm / bound
+        scaled = (rows if bound == self.max_grad_norm else rows.astype(np.float64) * scale for rows in blocks)
+        return make_share(self.secagg, self.secagg.codec.sum_blocks(scaled), number, client, rng)
 
     def release(self, total: Unmasked, bound: float, reservation: Reservation) -> Release:
         """The unmasked sum as the release of its round, under the federation's reservation; of buckets, the trimmed mean.

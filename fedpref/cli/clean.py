@@ -23,7 +23,14 @@ def clean(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
         )
     private = [
         name
-        for kept in ("features.safetensors", "sealed.bin", "members.bin", "evaluation.bin", "labels.bin")
+        for kept in (
+            "features.safetensors",
+            "sealed.bin",
+            "members.bin",
+            "evaluation.bin",
+            "evaluation-members.bin",
+            "labels.bin",
+        )
         for name in (kept, f".{kept}.part")
     ]
     removed = [p for name in private for p in folder.node.parent.glob(f"*/{name}")]

@@ -117,6 +117,10 @@ def plan_lines(the_plan: Plan) -> Iterator[str]:
         )
     if the_plan.evaluation:
         yield from _evaluation(the_plan.evaluation)
+    if the_plan.evaluation_costs:
+        costs = the_plan.evaluation_costs
+        moved = f"one client: {costs.bytes_up:,} bytes up, {costs.bytes_down:,} down"
+        yield f"    {costs.trips} trips of secure aggregation more; {moved}"
     if p.rng == "seeded":
         yield "  NOT PRIVATE: privacy.rng is `seeded`; the figures above hold only for `os`"
     if the_plan.recipe.training is not None:
@@ -161,19 +165,22 @@ def _secure_lines(the_plan: Plan, costs: SecureCosts) -> Iterator[str]:
 
 
 def _evaluation(evaluation: EvaluationPlan) -> Iterator[str]:
-    from privacy.report.build import rounded_up
-
     figures = {who: evaluation.epsilon(who) for who in Adversary}
-    against = ", ".join(
-        f"{who.value.replace('_', ' ')} {'none: trusted' if value is None else rounded_up(value)}"
-        for who, value in figures.items()
-    )
+    against = ", ".join(f"{who.value.replace('_', ' ')} {_epsilon_text(value)}" for who, value in figures.items())
     per_client = " in every client's own sum" if evaluation.mechanism.trust is Trust.LOCAL else ""
     yield (
         f"  federated evaluation: other people than train; {len(evaluation.groups)} groups ({', '.join(evaluation.groups)}), "
         f"one un-amplified release, noise of deviation {evaluation.mechanism.noise_std:.1f} people{per_client}"
     )
     yield f"    epsilon of an evaluation user, in books of their own (delta {evaluation.delta:g}), against: {against}"
+
+
+def _epsilon_text(value: float | None) -> str:
+    from privacy.report.build import rounded_up
+
+    if value is None:
+        return "none: trusted"
+    return rounded_up(value) if math.isfinite(value) else "INFINITE: simulated"
 
 
 def adapter_line(the_plan: Plan) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpref.client.contribution import RoundClipping, Vector
+from fedpref.client.contribution import RoundClipping, Rows, RowsOf, Vector
 from fedpref.client.material import Material, Runtime
 from fedpref.client.records import Index, NodeRecords
 from fedpref.config_training import LocalConfig
@@ -25,7 +24,7 @@ NUMBERS_AT_ONCE = 2**26  # of unit gradients in memory: 256 MiB in fp32
 
 
 class GradientWork:
-    """``ClientWork`` of units ``user`` and ``example``: the gradient of a unit's summed loss, clipped once.
+    """``SecureWork`` of units ``user`` and ``example``: the gradient of a unit's summed loss, clipped once.
 
     | case | result |
     |---|---|
@@ -65,6 +64,17 @@ class GradientWork:
         for client in range(done, self._num_clients):
             yield pending.pop(client, clipping.zeros(len(parameters)))
 
+    def rows_by_client(self, parameters: Vector, selected: Mask) -> RowsOf:
+        """A client's gradients, from batches of its own records alone; one group of units is in memory."""
+        owner = self._records.client
+        return lambda client: self._blocks(parameters, selected & (owner == client))
+
+    def _blocks(self, parameters: Vector, selected: Mask) -> Iterator[Rows]:
+        units = self._begin(parameters, selected)
+        at_once = max(1, NUMBERS_AT_ONCE // len(parameters))
+        for begin in range(0, len(units), at_once):
+            yield self._gradients(units[begin : begin + at_once]).flat().cpu().numpy()
+
     def _begin(self, parameters: Vector, selected: Mask) -> Index:
         """Load the broadcast parameters, prepare the records of the selected units, and return their numbers."""
         self._part.load(torch.from_numpy(parameters).float())
@@ -102,7 +112,7 @@ class GradientWork:
 
 
 class LocalWork:
-    """``ClientWork`` of unit ``client``: a client trains from the broadcast parameters, and its update is clipped once.
+    """``SecureWork`` of unit ``client``: a client trains from the broadcast parameters, and its update is clipped once.
 
     The update is broadcast minus trained parameters, so that the server steps against it as against a gradient (Reddi et al.
     2021, algorithm 1); with `sgd`, momentum 0 and learning rate 1 this is FedAvg (McMahan et al. 2018 with clipping). Nothing
@@ -132,22 +142,27 @@ class LocalWork:
 
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> Iterator[ClippedSum]:
         """Client by client; one model, one client's optimiser at a time."""
-        for update in self._updates(parameters, selected):
+        update_of = self.rows_by_client(parameters, selected)
+        for client in range(len(selected)):
+            (update,) = update_of(client)
             yield clipping(update, np.zeros(len(update), np.int64), 1)[0]
 
-    def _updates(self, parameters: Vector, selected: Mask) -> Iterator[npt.NDArray[np.floating]]:
-        """Client by client, its update as the only row; none of a client that is not selected or has no records."""
+    def rows_by_client(self, parameters: Vector, selected: Mask) -> RowsOf:
+        """A client trains when it is asked for."""
+        return lambda client: [self._update(parameters, client, drawn=bool(selected[client]))]
+
+    def _update(self, parameters: Vector, client: int, *, drawn: bool) -> Rows:
+        """The update as the only row; none of a client that is not selected or has no records."""
+        records, _ = self._records.of_units(np.array([client]))
+        if not drawn or not len(records):
+            return np.zeros((0, len(parameters)))
         start = torch.from_numpy(parameters).float()
-        for client, drawn in enumerate(selected.tolist()):
-            records, _ = self._records.of_units(np.array([client]))
-            if not drawn or not len(records):
-                yield np.zeros((0, len(parameters)))
-                continue
-            self._part.load(start)
-            self._material.prepare(records)
-            self._part.thaw()
-            self._train(records, start.to(self._runtime.device))
-            yield (parameters - self._part.flat().double().cpu().numpy())[None]
+        self._part.load(start)
+        self._material.prepare(records)
+        self._part.thaw()
+        self._train(records, start.to(self._runtime.device))
+        update: Rows = (parameters - self._part.flat().double().cpu().numpy())[None]
+        return update
 
     def _train(self, records: Index, start: Tensor) -> None:
         config, parameters = self._config, list(self._part.parameters.values())

@@ -5,7 +5,7 @@ A node knows coins, books and seals, and nothing of data, models and losses; a `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating[Any]]
+RowsOf = Callable[[int], Iterable[Rows]]  # a client's number -> its drawn units' rows, in blocks [units, d]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,20 @@ class ClientWork(Protocol):
 
 @runtime_checkable
 class RowWork(ClientWork, Protocol):
-    """Work whose rows fit into memory all at once, for who clips and noises them by itself: the codec of secure
-    aggregation (trust `distributed`), and every step of local DP-SGD."""
+    """Work whose rows fit into memory all at once: every step of local DP-SGD clips and noises them by itself."""
 
     def rows(self, parameters: Vector, selected: Mask) -> Rows:
         """One row per selected unit, in the units' order, shape [selected, d]: not yet clipped, and not to leave the node."""
+
+
+@runtime_checkable
+class SecureWork(ClientWork, Protocol):
+    """Work that gives single rows client by client, for the codec of secure aggregation (trust `distributed`), which
+    clips, sums and rounds them by itself."""
+
+    def rows_by_client(self, parameters: Vector, selected: Mask) -> RowsOf:
+        """For every client, when it is asked for: one row per selected unit, not yet clipped, and not to leave the node.
+
+        A client's blocks are read to their end before the next client is asked for: only one block is in memory, and
+        what is prepared for one client is forgotten at the next.
+        """

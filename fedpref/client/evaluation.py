@@ -9,28 +9,34 @@ each group adds at most 2 to the squared norm, a user's whole vector is at most 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpref.client.contribution import RoundClipping
-from fedpref.federated_evaluation import evaluation_bound
-from privacy.clipping import ClippedSum, clip_and_sum
+from fedpref.client.contribution import RoundClipping, RowsOf
+from privacy.clipping import ClippedSum
 from privacy.sampling import Mask, Units
 
 Vector = npt.NDArray[np.float64]
-Sums = Callable[[Collection[int]], list[ClippedSum]]
+
+
+class EvaluationRows(NamedTuple):
+    """One row per evaluation user [users, 2 G], and the client of each [users]."""
+
+    value: Vector
+    client: npt.NDArray[np.int64]
 
 
 class EvaluationWork:
-    """``ClientWork`` of the one round of federated evaluation; terms, books, journal and seals are those of every round.
+    """``SecureWork`` of the one round of federated evaluation; terms, books, journal and seals are those of every round.
 
-    What is summed is not a gradient but ``evaluation_sums`` of the clients that agree, scored by the released model.
+    What is summed is not a gradient but ``evaluation_rows`` of the clients that agree, scored by the released model.
     """
 
-    def __init__(self, num_clients: int, sums: Sums) -> None:
-        """``sums(refusing clients)`` is called once, after terms and books, and is the first to touch a vote."""
-        self._num_clients, self._sums = num_clients, sums
+    def __init__(self, num_clients: int, rows: Callable[[Collection[int]], EvaluationRows]) -> None:
+        """``rows(refusing clients)`` is called once, after terms and books, and is the first to touch a vote."""
+        self._num_clients, self._rows = num_clients, rows
 
     @property
     def units(self) -> Units:
@@ -38,29 +44,37 @@ class EvaluationWork:
         return Units(np.arange(self._num_clients), np.zeros(self._num_clients))
 
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> list[ClippedSum]:
-        """Every evaluation user of a willing client takes part, bounded by ``evaluation_bound``."""
-        del parameters, clipping
-        return self._sums(np.flatnonzero(~selected).tolist())
+        """Every evaluation user of a willing client takes part, bounded by ``federated_evaluation.evaluation_bound``."""
+        rows = self._of_willing(parameters, selected)
+        return clipping(rows.value, rows.client, self._num_clients)
+
+    def rows_by_client(self, parameters: Vector, selected: Mask) -> RowsOf:
+        """The same people, client by client."""
+        rows = self._of_willing(parameters, selected)
+        return lambda client: [rows.value[rows.client == client]]
+
+    def _of_willing(self, parameters: Vector, selected: Mask) -> EvaluationRows:
+        del parameters  # what is scored is the released model
+        return self._rows(np.flatnonzero(~selected).tolist())
 
 
-def evaluation_sums(
-    correct: Sequence[Vector], users: Sequence[npt.NDArray[np.str_]], client_of: Mapping[str, int], num_clients: int
-) -> list[ClippedSum]:
-    """One clipped sum per client, of dimension 2 G: presences of the groups, then mean margins.
+def evaluation_rows(
+    correct: Sequence[Vector], users: Sequence[npt.NDArray[np.str_]], client_of: Mapping[str, int]
+) -> EvaluationRows:
+    """One row per user, of dimension 2 G: presences in the groups, then mean margins.
 
     Args:
         correct: per group and pair 1, 0.5 or 0 as ``reward.evaluate.pair_correct`` has it, shape [pairs of the group].
         users: per group the user of every pair; a user's pairs in one group become one mean.
         client_of: the one client of every user.
-        num_clients: each gets a sum, also without an evaluation user.
 
-    Guarantees: a user moves the sum of the user's client by at most ``evaluation_bound``, and no other.
+    Guarantees: a user has one row, of at most ``federated_evaluation.evaluation_bound``, and moves no other.
 
     | case | result |
     |---|---|
-    | no user | zeros of the same size |
+    | no user | no row |
     | a figure that is NaN, infinite or outside [0, 1] | the pair counts as a tie |
-    | a user in all groups | at most the bound, cut to the grid |
+    | a user in all groups | at most the bound |
     """
     names = sorted({name for group in users for name in group.tolist()})
     row = {name: i for i, name in enumerate(names)}
@@ -75,4 +89,4 @@ def evaluation_sums(
         table[:, g] = count > 0
         table[:, groups + g] = total / np.maximum(count, 1)
     clients = np.array([client_of[name] for name in names], dtype=np.int64)
-    return clip_and_sum(table, clients, num_clients, evaluation_bound(groups))
+    return EvaluationRows(table, clients)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedpref.client.contribution import RoundClipping, Rows, Vector
+from fedpref.client.contribution import RoundClipping, Rows, RowsOf, Vector
 from fedpref.client.local_training import LocalTraining
 from fedpref.client.work import NodeData
 from privacy.clipping import ClippedSum
@@ -20,7 +21,7 @@ Objective = Callable[[RewardHead, FeaturePairs], Tensor]
 
 
 class HeadWork:
-    """``RowWork`` of the reward head; see ``RewardHead`` for which there are.
+    """``RowWork`` and ``SecureWork`` of the reward head; see ``RewardHead`` for which there are.
 
     | unit | row |
     |---|---|
@@ -53,6 +54,13 @@ class HeadWork:
     def clipped_sums(self, parameters: Vector, selected: Mask, clipping: RoundClipping) -> list[ClippedSum]:
         """Per client: the rows of the selected units, clipped and summed."""
         return clipping(self.rows(parameters, selected), self._data.client[selected], self._num_clients)
+
+    def rows_by_client(self, parameters: Vector, selected: Mask) -> RowsOf:
+        """All rows at once, then each client's own: they are small."""
+        rows, owner = self.rows(parameters, selected), self._data.client[selected]
+        order = np.argsort(owner, kind="stable")
+        edges = np.searchsorted(owner[order], np.arange(self._num_clients + 1))
+        return lambda client: [rows[order[edges[client] : edges[client + 1]]]]
 
     def rows(self, parameters: Vector, selected: Mask) -> Rows:
         """One row per selected unit, not yet clipped."""

@@ -205,7 +205,7 @@ def rows_of(work: ClientWork) -> RowWork:
     if not isinstance(work, RowWork):
         raise MechanismMisuseError(
             f"{type(work).__name__} gives no single rows.",
-            "Secure aggregation and local DP-SGD clip and noise them by themselves.",
-            "Use trust `central`, or `local` without local steps.",
+            "Local DP-SGD clips and noises them by itself, in every step.",
+            "Use trust `local` without local steps, or another trust.",
         )
     return work

@@ -1,25 +1,24 @@
 """A node under secure aggregation: its clients' state machines around the same contributions.
 
 What leaves a client is a vector under its masks with its noise share inside, and small messages about keys and shares.
-Per trip: check every request, ask the terms, book the round, compute, noise, mask, keep all states (durable), let go.
+Per trip: check every request, ask the terms, book the round; client by client compute, noise, mask; keep all states
+(durable), let go.
 A round of training gives one vector a client: if one was kept and the exchange was lost, there is no second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedpref.channel.base import Failure, RoundRequest
+from fedpref.client.contribution import ClientWork, RoundClipping, Rows, RowsOf, SecureWork
 from fedpref.client.guard import failure
 from fedpref.client.members import Kept, MemberJournal
-from fedpref.client.node import Node, rows_of
+from fedpref.client.node import Node
 from privacy.distributed import DistributedMechanism
-from privacy.errors import CodedError, TermsRefusal
+from privacy.errors import CodedError, MechanismMisuseError, TermsRefusal
 from privacy.ledger import Reservation
 from privacy.secagg.client import SecAggClient, Ticket
 from privacy.secagg.errors import ReplayRefusal
@@ -42,9 +41,15 @@ class _Round:
     """One round of training at this node, once it is booked."""
 
     reservation: Reservation
-    rows: Mapping[int, npt.NDArray[np.floating[Any]]]
-    bound: float
+    clients: Collection[int]
+    rows: RowsOf
+    clipping: RoundClipping
     refusals: Mapping[int, CodedError]
+
+    @property
+    def taking_part(self) -> set[int]:
+        """Clients that are asked and willing."""
+        return set(self.clients) - self.refusals.keys()
 
 
 class SecureNode(Node):
@@ -67,7 +72,7 @@ class SecureNode(Node):
         """
         super().__init__(mechanism=mechanism, journal=members, **common)
         self._distributed, self._members, self._identities = mechanism, members, identities
-        self._rows = rows_of(self._work)
+        self._rows = _secure(self._work)
         self._max_participations = max_participations
         self._kept: Kept = members.load(self._ledger.holds, self._ledger.committed_line)
         self._machines: dict[int, SecAggClient] = {}
@@ -80,17 +85,24 @@ class SecureNode(Node):
         Raises:
             RunFolderError: the request is for another trainable part.
             BudgetError: the round would overspend the node's own budget.
+            CodedError: what stopped a client's computation stops the node, before anything is kept or sent.
         """
         if request is not None:
             self._check(request)
         wanted = [client for client, bundle in bundles.items() if wants_vector(bundle)]
         asked = _Lazy(lambda: self._begin(request, wanted))
-        replies = {client: self._answer(client, bundle, request, asked) for client, bundle in bundles.items()}
+        try:
+            replies = {client: self._answer(client, bundle, request, asked) for client, bundle in bundles.items()}
+        except BaseException as stop:
+            self._machines.clear()  # what was sealed in this trip was not kept: it must not be sent by the next one
+            if isinstance(stop, _NodeStoppedError):
+                raise stop.error from None
+            raise
         if asked.error is not None and not isinstance(asked.error, (TermsRefusal, ReplayRefusal)):
             raise asked.error  # no client's refusal: the node itself cannot go on
         self._kept.states.update({client: machine.to_bytes() for client, machine in self._machines.items()})
         if asked.value is not None:
-            self._kept.booked(asked.value.reservation, asked.value.rows.keys() - asked.value.refusals.keys())
+            self._kept.booked(asked.value.reservation, asked.value.taking_part)
         self._members.save(self._kept)
         if asked.value is not None:
             self._ledger.commit(asked.value.reservation)
@@ -146,15 +158,21 @@ class SecureNode(Node):
             begun = self._begin(request, clients)
         except TermsRefusal as no:
             return dict.fromkeys(clients, failure(no))
-        self._kept.booked(begun.reservation, begun.rows.keys() - begun.refusals.keys())
+        self._kept.booked(begun.reservation, begun.taking_part)
         self._members.save(self._kept)
         replies: dict[int, NoisedShare | Failure] = {}
         for client in clients:
             try:
                 replies[client] = self._share(client, number, begun)
+            except _NodeStoppedError as stop:
+                raise stop.error from None
             except CodedError as error:
                 replies[client] = failure(error)
         return replies
+
+    def answered(self, round_number: int) -> bool:
+        """True if a vector was kept for this round, hence perhaps sent."""
+        return self._kept.round >= round_number
 
     def close_round(self, before: int) -> None:
         """Commit an open round that lies before this one: the server went on, so it was released."""
@@ -171,7 +189,7 @@ class SecureNode(Node):
     # ---- one round of training
 
     def _begin(self, request: RoundRequest | None, clients: Collection[int]) -> _Round:
-        """Ask the terms, book the round, compute the contributions of all clients that are asked and willing."""
+        """Ask the terms, book the round, toss the coins; what each client contributes is computed when it is its turn."""
         if request is None:
             raise replay("A vector is asked for without parameters")
         if self._identities is not None and self._kept.round >= request.round:
@@ -183,18 +201,15 @@ class SecureNode(Node):
         others = set(range(self._num_clients)) - set(clients)
         reservation = self._reserve(request.round, {**refusals, **dict.fromkeys(others, _not_asked())})
         selected = self._selected(request.round, refusals.keys() | others)
-        rows = self._clipping_of(request).with_bits(self._rows.rows(request.parameters, selected))
-        owner = self._work.units.client[selected]
-        order = np.argsort(owner, kind="stable")
-        edges = np.searchsorted(owner[order], np.arange(self._num_clients + 1))
-        own = {client: rows[order[edges[client] : edges[client + 1]]] for client in clients}
-        return _Round(reservation, own, self._bound_of(request), refusals)
+        rows = self._rows.rows_by_client(request.parameters, selected)
+        return _Round(reservation, clients, rows, self._clipping_of(request), refusals)
 
     def _share(self, client: int, number: int, begun: _Round) -> NoisedShare:
         if client in begun.refusals:
             raise begun.refusals[client]
+        bound = begun.clipping.max_grad_norm
         return self._distributed.share(
-            begun.rows[client], begun.bound, begun.reservation, client, self._rng, number=number
+            _blocks(begun, client), bound, begun.reservation, client, self._rng, number=number
         )
 
     def _worn_out(self, round_number: int) -> dict[int, CodedError]:
@@ -216,6 +231,32 @@ class SecureNode(Node):
     def _counted(self, client: int, round_number: int) -> bool:
         del client
         return self._kept.round == round_number and self._goes_on(round_number)
+
+
+class _NodeStoppedError(Exception):
+    """Carries a coded error of a computation past those who would take it for a client's refusal: it is the node's."""
+
+    def __init__(self, error: CodedError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _blocks(begun: _Round, client: int) -> Iterator[Rows]:
+    try:
+        for block in begun.rows(client):
+            yield begun.clipping.with_bits(block)
+    except CodedError as error:
+        raise _NodeStoppedError(error) from error
+
+
+def _secure(work: ClientWork) -> SecureWork:
+    if not isinstance(work, SecureWork):
+        raise MechanismMisuseError(
+            f"{type(work).__name__} gives no single rows.",
+            "Secure aggregation clips and rounds them by itself.",
+            "Use trust `central` or `local`.",
+        )
+    return work
 
 
 class _Lazy:

@@ -15,6 +15,7 @@ a convex set and does not enlarge a distance.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -164,6 +165,22 @@ class Codec:
         for row in contributions:
             self._add_row(total, row, buffer)
         return GridSum(total, self)
+
+    def sum_blocks(self, blocks: Iterable[npt.NDArray[np.floating[Any]]]) -> GridSum:
+        """``sum_units`` of rows that come block by block, so that only one block is in memory; the same integers.
+
+        Raises:
+            ParameterError: as ``sum_units``.
+        """
+        total, rows = self.sum_units(np.zeros((0, self.dimension))), 0
+        for block in blocks:
+            rows += len(block)
+            if rows > 1 and self.unit is PrivacyUnit.CLIENT:
+                raise ParameterError(
+                    f"{rows} rows for one client.", "The unit is the client.", "Clip its whole update once."
+                )
+            total.value[:] += self.sum_units(block).value
+        return total
 
     def _add_row(
         self,

@@ -163,7 +163,7 @@ def test_a_share_is_not_made_without_its_booking(tmp_path: Path, monkeypatch: py
     node = node_of(tmp_path, monkeypatch)
     view = read_ledger(tmp_path / "run/ledger.jsonl")  # the federation's, not the node's
     with pytest.raises(MechanismMisuseError):
-        node._distributed.share(np.zeros((1, 8)), 0.5, view.reservations[0], 0, node._rng, number=1)
+        node._distributed.share([np.zeros((1, 8))], 0.5, view.reservations[0], 0, node._rng, number=1)
 
 
 def test_a_server_that_plans_less_noise_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

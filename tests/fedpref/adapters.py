@@ -14,8 +14,12 @@ from fedpref.client.adapter import GradientWork, LocalWork
 from fedpref.client.contribution import RoundClipping
 from fedpref.client.material import Runtime
 from fedpref.config import Recipe
+from fedpref.data.loading import load_federated
 from fedpref.data.preferences import Preferences
+from fedpref.folder import RunFolder
+from fedpref.plan import make_plan
 from fedpref.recipes import validate_recipe
+from fedpref.training import RunInput, train
 from policy.registry import ObjectiveSpec
 from tests.tiny import recipe_tree
 
@@ -62,3 +66,12 @@ def sums(
     """What every client contributes, [clients, d]."""
     mask = np.ones(len(work.units), dtype=np.bool_) if selected is None else selected
     return np.stack([s.value for s in work.clipped_sums(parameters, mask, RoundClipping(bound))])
+
+
+def train_adapter(recipe: Recipe, *, resume: bool = False) -> Vector:
+    """The rounds alone, in ``recipe.output_dir``: no figures, no release. ``run.json`` stays at `started`."""
+    plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
+    folder.begin(recipe, plan.digest, resume=resume)
+    data = load_federated(recipe, lambda _: None)
+    trainee = make_trainee(recipe, make_runtime(recipe), len(data.clients))
+    return train(RunInput(plan, data), trainee, folder, [], lambda _: None)

@@ -120,7 +120,6 @@ def _stops_at_the_second(_: int) -> Any:
     [
         ({"training__aggregation": "stack"}, "nothing to repair"),
         ({"dtype": "bfloat16"}, "does not go with private training"),
-        ({"privacy__trust": "distributed"}, "not available for adapters yet"),
         ({"training__objective": "grpo", **BY_CLIENT}, "another model's"),
         (
             {"training__aggregation": "stack", "training__adapter": "lora", **BY_CLIENT},

@@ -206,7 +206,11 @@ def test_less_noise_would_pass_the_target(tmp_path: Path) -> None:
         {"evaluation__federated": False},
         {"evaluation__user_fraction": 0.0},
         {"privacy__unit": "example"},
-        {"privacy__trust": "distributed"},
+        {
+            "privacy__trust": "distributed",
+            "federation__partition": {"by": "natural"},
+            "federation__clients_per_round": 40,
+        },
         {"privacy__labels": "randomized_response", "privacy__label_epsilon": 1.0},
         {"federation__partition": {"by": "natural"}, "federation__terms": "client.yaml"},
     ],

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedpref.client.evaluation import evaluation_sums
+from fedpref.client.evaluation import evaluation_rows
 from fedpref.federated_evaluation import estimates, evaluation_bound
+from privacy.clipping import clip_and_sum
 
 GROUPS = ("seen topics", "unseen topics")
 Votes = list[tuple[str, int, float]]  # user, group, correct
@@ -17,7 +18,8 @@ def sums(votes: Votes, clients: int = 2) -> npt.NDArray[np.float64]:
     correct = [np.array([c for _, g, c in votes if g == group], dtype=np.float64) for group in (0, 1)]
     users = [np.array([u for u, g, _ in votes if g == group], dtype=np.str_) for group in (0, 1)]
     client_of = {u: int(u[1:]) % clients for u, _, _ in votes}
-    return np.stack([s.value for s in evaluation_sums(correct, users, client_of, clients)])
+    rows = evaluation_rows(correct, users, client_of)
+    return np.stack([s.value for s in clip_and_sum(rows.value, rows.client, clients, evaluation_bound(2))])
 
 
 def random_votes(seed: int) -> Votes:

@@ -65,7 +65,7 @@ def books(tmp_path: Path) -> Iterator[Books]:
 def total(
     m: DistributedMechanism, node: Reservation, rows: np.ndarray, *, bound: float = C, clients: int = N
 ) -> SecureSum:
-    shares = {i: m.share(rows, bound, node, i, RNG, number=node.round) for i in range(clients)}
+    shares = {i: m.share([rows], bound, node, i, RNG, number=node.round) for i in range(clients)}
     return simulated_sum(m.secagg, shares)
 
 
@@ -123,15 +123,15 @@ def test_a_share_needs_the_nodes_book_and_is_made_once(books: Books) -> None:
     m = mechanism(dimension=20)
     node, federation = books.reserve(m)
     with pytest.raises(MechanismMisuseError):
-        m.share(nobody(20), C, federation, 0, RNG, number=1)
+        m.share([nobody(20)], C, federation, 0, RNG, number=1)
     with pytest.raises(MechanismMisuseError):
-        m.share(nobody(20), C, Reservation(0, 1, m.node_events(1), "node:a"), 0, RNG, number=1)
-    m.share(nobody(20), C, node, 0, RNG, number=1)
+        m.share([nobody(20)], C, Reservation(0, 1, m.node_events(1), "node:a"), 0, RNG, number=1)
+    m.share([nobody(20)], C, node, 0, RNG, number=1)
     with pytest.raises(MechanismMisuseError, match="second release"):
-        m.share(nobody(20), C, node, 0, RNG, number=2)
+        m.share([nobody(20)], C, node, 0, RNG, number=2)
     other = mechanism(2.0, dimension=20)
     with pytest.raises(MechanismMisuseError, match="another event"):
-        other.share(nobody(20), C, node, 1, RNG, number=1)
+        other.share([nobody(20)], C, node, 1, RNG, number=1)
 
 
 def test_a_sum_is_released_once_and_never_of_too_few(books: Books) -> None:

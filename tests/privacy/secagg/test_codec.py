@@ -170,6 +170,23 @@ def test_a_codec_out_of_range_is_refused(changes: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("unit", [PrivacyUnit.USER, PrivacyUnit.CLIENT])
+def test_rows_that_come_in_blocks_give_the_same_integers(unit: PrivacyUnit) -> None:
+    c = codec(unit=unit)
+    rows = 3.0 * np.random.default_rng(4).standard_normal((1 if unit is PrivacyUnit.CLIENT else 7, 8))
+    for cuts in ([], [1], [0, 3, 3, 4]):
+        blocks = np.split(rows, [cut for cut in cuts if cut <= len(rows)])
+        np.testing.assert_array_equal(c.sum_blocks(iter(blocks)).value, c.sum_units(rows).value)
+    assert not c.sum_blocks([]).value.any()
+    with pytest.raises(ParameterError):
+        c.sum_blocks([np.ones((1, 9))])
+
+
+def test_a_second_row_of_one_client_is_refused_whatever_block_it_comes_in() -> None:
+    with pytest.raises(ParameterError, match="2 rows for one client"):
+        codec(unit=PrivacyUnit.CLIENT).sum_blocks([np.ones((1, 8)), np.ones((1, 8))])
+
+
 def test_rows_of_another_length_and_sums_of_another_codec_are_refused() -> None:
     with pytest.raises(ParameterError):
         codec().sum_units(np.ones((1, 9)))
