@@ -19,6 +19,7 @@ from fedpref.client.material import MATERIALS, Material, Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
+from fedpref.consent import ask_for_figures
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.data.spec import find_dataset
@@ -57,11 +58,13 @@ def run_adapter_stage(
         measure = mean_reward(
             client_rewards(recipe.adapter, reward_funcs or {}), sampling_of(recipe.adapter), recipe.seed
         )
-    task = make_evaluation(runtime, recipe, data.split, measure)
-    before = task.figures()
     trainee = make_trainee(recipe, runtime, len(data.clients), reward_funcs)
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         vector = train(RunInput(plan, data), trainee, folder, [*trackers, show], show.say)
+    split = ask_for_figures(recipe, plan.digest, data, folder.node, show.say).split  # after the terms were asked
+    task = make_evaluation(runtime, recipe, split, measure)
+    runtime.part.load(runtime.part.start)
+    before = task.figures()
     runtime.part.load(torch.from_numpy(vector).float())
     after = task.figures()
     samples = recipe.evaluation.bootstrap_samples

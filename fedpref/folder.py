@@ -72,7 +72,7 @@ class RunFolder:
                 "A second run in the same folder would mix two sets of books.",
                 f"See `fedpref report {self.path}`, or set output_dir=… for a new run.",
             )
-        if not resume and self._nothing_spent():
+        if not resume and self.nothing_spent():
             self._create(recipe, plan_digest)
             return
         if not resume:
@@ -93,7 +93,7 @@ class RunFolder:
         """Mark the run as finished."""
         self._write_status({**self.status(), "status": "finished"})
 
-    def _nothing_spent(self) -> bool:
+    def nothing_spent(self) -> bool:
         """True for a start that failed before any book was opened: it may be begun anew, with another recipe."""
         return not self.ledger.exists() and not self.checkpoints.exists() and not any(self.node.glob("*.jsonl"))
 
