@@ -7,7 +7,8 @@
 | its terms do not say `unnoised_evaluation: true`, or have ended | left out |
 | none (by file, column: no training member), where there are terms | left out: nobody answers for them |
 
-Looks at who is a member, at files of terms, and at no vote. Under `evaluation.federated` there are no un-noised figures, and it asks for itself (``evaluation_stage``).
+Looks at who is a member, at files of terms, and at no vote. Under `evaluation.federated` there are no un-noised figures, and
+it asks for itself (``evaluation_stage``).
 """
 
 from __future__ import annotations
