@@ -101,7 +101,7 @@ def run(
         refuse_early(the_plan, mechanism.events(), the_plan.composition())
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
-    keep_data_digests(recipe, folder.node, begun=not folder.nothing_spent())
+    keep_data_digests(recipe, folder.node, begun=folder.has_books())
     data = load_federated(recipe, show.say)
     check_data_unchanged(recipe, folder.node)  # nor while they were read
     show.say(

@@ -277,6 +277,8 @@ def _headers(given: EvaluationInput, evaluation: EvaluationPlan) -> dict[str, Le
         "max_grad_norm": evaluation.mechanism.max_grad_norm,
         "num_clients": len(given.clients.names),
     }
+    if given.plan.recipe.federation.partition.by == "natural":  # each is a person: no book counts evaluation users
+        del facts["num_clients"]
 
     def header(scope: str, own: float | None) -> LedgerHeader:
         return LedgerHeader(

@@ -23,7 +23,7 @@ from tests.tiny import make_recipe, preferences, votes, write_dataset
 
 Rows = list[dict[str, Any]]
 SIDES = ("prompt", "chosen", "rejected")
-ALL = {"evaluation__user_fraction": 0.0, "evaluation__unseen_topics": []}
+ALL: dict[str, Any] = {"evaluation__user_fraction": 0.0, "evaluation__unseen_topics": []}
 
 
 def once() -> Rows:
@@ -167,7 +167,7 @@ def test_under_randomised_labels_a_copy_with_other_winners_counts_once(tmp_path:
     turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in votes()]
     labels = {"labels": "randomized_response", "label_epsilon": 1.0}
     privacy = {"noise_multiplier": 1.5, "sample_rate": 0.3, "max_grad_norm": 0.5, **labels}
-    counts = set()
+    counts: set[int] = set()
     for copy in (votes(), turned):
         folder = tmp_path / str(len(counts))
         folder.mkdir()

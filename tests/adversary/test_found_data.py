@@ -20,7 +20,9 @@ from fedpref.recipes import validate_recipe
 from fedpref.tracking import Trackers
 from fedpref.training_feedback import load_all_feedback, without_training_feedback
 from privacy.errors import ParameterError
+from privacy.ledger import read_ledger
 from privacy.terms import Terms
+from tests.fedpref.test_evaluation_stage import evaluate
 from tests.tiny import make_recipe, preferences, recipe_tree, train, training_input, votes, write_dataset, write_jsonl
 
 BUDGET = {"delta": 1e-5, "epsilon": {"reader": 30, "other_clients": 30, "server": 30}}
@@ -28,7 +30,7 @@ AGREES = {"budgets": {"user": BUDGET}, "trust": ["central"], "server": "embedded
 REFUSES = {**AGREES, "trust": ["distributed"]}
 SHOWS = {**AGREES, "unnoised_evaluation": True}
 CLIENTS = ("alpha", "beta")
-NO_NOISE_TO_SPEAK_OF = {"privacy__noise_multiplier": 20.0, "federation__num_rounds": 2}
+NO_NOISE_TO_SPEAK_OF: dict[str, Any] = {"privacy__noise_multiplier": 20.0, "federation__num_rounds": 2}
 
 
 def clinics(folder: Path, terms: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -203,3 +205,20 @@ def test_no_file_can_hold_the_name_of_a_row(tmp_path: Path) -> None:
         evaluation__user_fraction=0.0,
     )
     assert load_federated(recipe, lambda _: None).roster.users == (" #1", " #2", "#1")
+
+
+def test_no_book_counts_evaluation_users_who_are_clients_of_their_own(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "evaluation__federated": True,
+        "evaluation__target_epsilon": 60.0,
+        **NO_NOISE_TO_SPEAK_OF,
+    }
+    for by, number in (("natural", None), ("hash", 3)):
+        folder = tmp_path / by
+        folder.mkdir()
+        recipe = make_recipe(folder, federation__partition={"by": by, "num_clients": number}, **changes)
+        evaluate(recipe)
+        for book in ("evaluation.jsonl", "nodes/local/evaluation.jsonl"):
+            facts = read_ledger(Path(recipe.output_dir) / book).header.facts
+            assert facts.get("num_clients") == number
+            assert len(training_input(recipe).data.roster.evaluation_users) not in facts.values()
