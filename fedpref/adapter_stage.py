@@ -20,6 +20,7 @@ from fedpref.client.material import Runtime
 from fedpref.client.records import prepare_records
 from fedpref.config import Recipe
 from fedpref.config_training import TrainingConfig
+from fedpref.consent import ask_for_figures
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.data.renderable import only_renderable
@@ -60,11 +61,13 @@ def run_adapter_stage(
     rewards = client_rewards(recipe.adapter, reward_funcs or {})
     if recipe.adapter.objective not in OBJECTIVES:
         check_objective(recipe.adapter, runtime)
-    task = make_evaluation(runtime, recipe, data.split, rewards)
-    before = task.figures()
     trainee = make_trainee(recipe, runtime, len(data.clients), rewards)
     with open_trackers(recipe.report_to, folder.path, folder.metrics, recipe.model_dump(mode="json")) as trackers:
         vector = train(RunInput(plan, data), trainee, folder, [*trackers, show], show.say)
+    split = ask_for_figures(recipe, plan.digest, data, folder.node, show.say).split  # after the terms were asked
+    task = make_evaluation(runtime, recipe, split, rewards)
+    runtime.part.load(runtime.part.start)
+    before = task.figures()
     runtime.part.load(torch.from_numpy(vector).float())
     after = task.figures()
     samples = recipe.evaluation.bootstrap_samples

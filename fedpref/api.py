@@ -99,7 +99,7 @@ def run(
     from fedpref.data.loading import load_federated
     from fedpref.policy_stage import check_policy
     from fedpref.release import write_manifest
-    from fedpref.training_feedback import keep_data_digests
+    from fedpref.training_feedback import check_data_unchanged, keep_data_digests
 
     show = display or Display()
     the_plan, folder = make_plan(recipe), RunFolder(Path(recipe.output_dir))
@@ -109,8 +109,9 @@ def run(
         refuse_early(the_plan, mechanism.events(), the_plan.composition())
     folder.begin(recipe, the_plan.digest, resume=resume)
     _write(folder.path / "plan.json", the_plan.to_json_text())
+    keep_data_digests(recipe, folder.node, begun=folder.has_books())
     data = load_federated(recipe, show.say)
-    keep_data_digests(recipe, folder.node)
+    check_data_unchanged(recipe, folder.node)  # nor while they were read
     show.say(
         f"{the_plan.recipe.privacy.unit.value} level: {data.num_units(recipe.privacy.unit):,} units in "
         f"{len(data.clients)} clients; {'' if recipe.evaluation.federated else f'{data.split.num_evaluation_users:,} '}"
@@ -130,6 +131,7 @@ def _run_reward_stage(
 ) -> None:
     """Features, the reward head, its release, and the policy loop if the recipe has one."""
     from fedpref.client.work import FeatureStore
+    from fedpref.consent import ask_for_figures
     from fedpref.data.renderable import only_renderable
     from fedpref.evaluation_stage import EvaluationInput, evaluation_clients, run_federated_evaluation
     from fedpref.policy_stage import run_policy_stage
@@ -157,15 +159,17 @@ def _run_reward_stage(
         recipe,
         lambda texts: projection(store(texts, _without_counts(show, "features of evaluation users' texts"))),
     )
+    split = data.split
     if held_out is None:
-        evaluation = _evaluate_split(data.split, recipe, scores)
+        split = ask_for_figures(recipe, the_plan.digest, data, folder.node, show.say).split
+        evaluation = _evaluate_split(split, recipe, scores)
     else:
         evaluation = run_federated_evaluation(
             EvaluationInput(the_plan, data, held_out, weight, scores), folder, show.say
         )
     model = RewardModel(extractor, projection, weight.astype(np.float32), reward_layout(recipe.head))
     _release(folder, the_plan, model, evaluation)
-    run_policy_stage(the_plan, folder, model, split=data.split, reward_funcs=reward_funcs, show=show)
+    run_policy_stage(the_plan, folder, model, split=split, reward_funcs=reward_funcs, show=show)
 
 
 def _without_counts(show: Display, what: str) -> Callable[[int, int], None]:
@@ -303,16 +307,22 @@ class Run:
             )
         return reward.load(self.folder.release / "reward", (display or Display()).say)
 
+    def _counts_evaluation_users(self) -> bool:
+        """May some of the run's own people be counted?"""
+        return not self.recipe.evaluation.federated and self.recipe.federation.terms is None
+
     def evaluate(self, data: str, display: Display | None = None) -> dict[str, Any]:
         """Reward accuracy of the released model on another data set: a file, a YAML, or a shipped name.
 
-        Of the people of the run only evaluation users' votes are counted, and nobody's under `evaluation.federated`: no figure
-        is ever computed from a protected person's feedback outside a booked mechanism (guarantees.md rule 18). See
-        ``without_training_feedback`` for how, and its limit.
+        Of the people of the run only evaluation users' votes are counted, if their client's terms allow it, and nobody's under
+        `evaluation.federated`: no figure is ever computed from a protected person's feedback outside a booked mechanism
+        (guarantees.md rule 18). See ``without_training_feedback`` for how, and its limit.
 
         Raises:
-            CodedError: the data, or the run's own data sets, cannot be read: then nobody can tell who is who.
+            CodedError: the data, the run's own data sets or its clients' terms cannot be read: then nobody can tell who is
+                who.
         """
+        from fedpref.consent import ask_for_figures
         from fedpref.data.formats import require
         from fedpref.data.preferences import check_records
         from fedpref.data.reading import read_dataset
@@ -326,9 +336,11 @@ class Run:
         preferences, problems = check_records(read_dataset(find_dataset(data), need_user=False))
         for problem in problems:
             show.say(problem.describe())
-        preferences, left_out = without_training_feedback(preferences, load_all_feedback(self.recipe))
+        own = load_all_feedback(self.recipe)
+        consent = ask_for_figures(self.recipe, self.status["plan_digest"], own, self.folder.node, show.say)
+        preferences, left_out = without_training_feedback(preferences, own, consent.withheld, consent.people)
         if left_out:
-            whose = "people" if self.recipe.evaluation.federated else "training users"
+            whose = "training users" if self._counts_evaluation_users() else "people"
             show.say(f"{left_out:,} votes of the run's own {whose} are left out")
         return evaluate(
             preferences,

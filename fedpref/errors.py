@@ -16,6 +16,8 @@ WARNINGS = {
     "FP216": "an unseen topic that no readable client has records of",
     "FP217": "a tie, or an answer with nothing to compare it with",
     "FP218": "chosen and rejected part before the last answer",
+    "FP219": "a record that another data file holds too",
+    "FP220": "a record whose prompt the model's chat template refuses",
 }
 """Codes of what is told to the holder of the data and stops nothing."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedpref.data.people import is_named
 from fedpref.data.preferences import Preferences
 from reward.evaluate import pair_correct
 from reward.pairs import Conversation
@@ -63,7 +64,7 @@ def summarise(correct: Vector, longer: Vector, data: Preferences, samples: int, 
     worst = min(topics, key=lambda t: topics[t]["reward_accuracy"]) if topics else None
     return {
         "pairs": len(correct),
-        "users": None if all(user.startswith("#") for user in data.user.tolist()) else len(np.unique(data.user)),
+        "users": len(np.unique(data.user)) if any(map(is_named, data.user.tolist())) else None,
         "reward_accuracy": float(correct.mean()),
         "interval": interval(correct, data.user, samples, seed),
         "longer_is_better": float(longer.mean()),

@@ -353,6 +353,8 @@ def _headers(given: EvaluationInput, evaluation: EvaluationPlan, mechanism: Mech
         "num_clients": len(given.clients.names),
         **(public_facts(mechanism.secagg, p.secure_aggregation) if isinstance(mechanism, DistributedMechanism) else {}),
     }
+    if given.plan.recipe.federation.partition.by == "natural":  # each is a person: no book counts evaluation users
+        del facts["num_clients"]
 
     def header(scope: str, own: float | None) -> LedgerHeader:
         return LedgerHeader(

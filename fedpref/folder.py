@@ -98,9 +98,13 @@ class RunFolder:
         """Mark the run as finished."""
         self._write_status({**self.status(), "status": "finished"})
 
+    def has_books(self) -> bool:
+        """True once a book was opened, which comes before anybody is trained on."""
+        return self.ledger.exists() or any(self.node.glob("*.jsonl"))
+
     def _nothing_spent(self) -> bool:
         """True for a start that failed before any book was opened: it may be begun anew, with another recipe."""
-        return not self.ledger.exists() and not self.checkpoints.exists() and not any(self.node.glob("*.jsonl"))
+        return not self.has_books() and not self.checkpoints.exists()
 
     def _never_begun(self) -> bool:
         """True if nothing is there, or only what a kill leaves before the first status: nothing was read or spent."""

@@ -68,6 +68,8 @@ def run_policy_stage(
     judges = []
     if REWARD_MODEL in config.reward_funcs and recipe.evaluation.federated:
         show.say("no held-out judge: it would be fitted on evaluation users' raw votes (evaluation.federated: true)")
+    elif REWARD_MODEL in config.reward_funcs and not len(split.seen) + len(split.unseen):
+        show.say("no held-out judge: there is no evaluation user whose votes it may be fitted on")
     elif REWARD_MODEL in config.reward_funcs:
         judges = [_judge(recipe, split, show)]
     evaluation, samples = _evaluate(task, recipe, groups, judges, show)

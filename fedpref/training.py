@@ -17,6 +17,7 @@ from fedpref.client.work import prepare_node
 from fedpref.cohort import check_cohort, public_facts
 from fedpref.config import Recipe
 from fedpref.connection import Exchanges, connect
+from fedpref.consent import keep_refusals
 from fedpref.data.loading import FederatedData
 from fedpref.data.preferences import Preferences
 from fedpref.errors import UnsupportedPlanError
@@ -112,6 +113,8 @@ def train(
         first = done + 1 + (1 if node_ledger.open_reservation is not None else 0)
         planned = mechanism.composition(first, plan.num_rounds, node=True)
         refused = books.agree(planned, private_rng=recipe.privacy.rng == "os")
+        if books.guards:
+            keep_refusals(folder.node, (name for i, name in enumerate(given.data.clients) if i in refused))
         willing = {
             name: Preferences.concat([]) if i in refused else part
             for i, (name, part) in enumerate(given.data.clients.items())

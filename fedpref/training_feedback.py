@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,29 @@ import numpy as np
 from fedpref.config import Recipe
 from fedpref.data.digests import content_digests
 from fedpref.data.loading import FederatedData, load_federated
+from fedpref.data.people import is_named
 from fedpref.data.preferences import Preferences
 from fedpref.data.spec import find_dataset
 from fedpref.errors import RunFolderError
 from fedpref.journal import write_durably
 from reward.pairs import Conversation
 
-_NOBODY = re.compile(r"#\d+")  # what a record without a user_id is called: the number of its row
-
-
 DIGESTS = "data.json"
 
 
-def keep_data_digests(recipe: Recipe, node: Path) -> None:
-    """Keep, in the node's own folder, what the data files were when the run was trained on them."""
-    write_durably(node / DIGESTS, json.dumps(_data_digests(recipe)).encode(), mode=0o600)
+def keep_data_digests(recipe: Recipe, node: Path, *, begun: bool) -> None:
+    """Keep, in the node's own folder, what the data files are before the run is trained on them; for good.
+
+    Args:
+        begun: a book was opened: somebody may have been trained on, and the files must be what they were.
+
+    Raises:
+        RunFolderError: they are not.
+    """
+    if begun:
+        check_data_unchanged(recipe, node)
+    else:
+        write_durably(node / DIGESTS, json.dumps(_data_digests(recipe)).encode(), mode=0o600)
 
 
 def _data_digests(recipe: Recipe) -> dict[str, list[str]]:
@@ -66,8 +73,12 @@ def load_all_feedback(recipe: Recipe) -> FederatedData:
     return load_federated(recipe.model_copy(update={"evaluation": whole}), lambda _: None)
 
 
-def without_training_feedback(data: Preferences, run: FederatedData) -> tuple[Preferences, int]:
+def without_training_feedback(
+    data: Preferences, run: FederatedData, withheld: Preferences | None = None, people: Collection[str] = ()
+) -> tuple[Preferences, int]:
     """The records of ``data`` that are no training user's of ``run``, and how many others there were.
+
+    ``withheld`` and ``people``: evaluation users who count like training users, because their client's terms say so.
 
     Judged by who gave the feedback, not by the file: a filtered, re-ordered or re-exported copy is seen through. Limit: people
     are told apart by ``user_id`` alone, so a copy under other ids is taken for other people's.
@@ -78,11 +89,12 @@ def without_training_feedback(data: Preferences, run: FederatedData) -> tuple[Pr
     | of an evaluation user of the run, or of somebody unknown to it | yes |
     | without a user_id | unless a training user of the run compared the same two answers, whichever won |
     """
-    members = {name for name in run.roster.users if not _NOBODY.fullmatch(name)}
-    compared = {pair for client in run.clients.values() for pair in _pairs(client)}
+    members = {name for name in (*run.roster.users, *people) if is_named(name)}
+    parts = [*run.clients.values(), *([] if withheld is None else [withheld])]
+    compared = {pair for part in parts for pair in _pairs(part)}
     theirs = np.array(
         [
-            pair in compared if _NOBODY.fullmatch(user) else user in members
+            user in members if is_named(user) else pair in compared
             for user, pair in zip(data.user.tolist(), _pairs(data), strict=True)
         ],
         dtype=np.bool_,

@@ -10,6 +10,7 @@ Written by the client in its ``client.yaml`` (read by ``fedpref.client.guard``):
       min_clients: 5
       recipes: []           # plan digests; empty: any recipe
       max_label_epsilon: 20 # pure, of randomised labels over all runs; labels as given are then refused
+      unnoised_evaluation: false # may figures be computed, un-noised, from the votes of this client's evaluation users
       expires: 2027-12-31   # the last day
 
 The figures that are compared are the client's own: the events of its own mechanism, added to its own books. Under
@@ -68,6 +69,7 @@ class Terms:
     recipes: frozenset[str] = frozenset()
     max_label_epsilon: float | None = None
     expires: date = date.max
+    unnoised_evaluation: bool = False
 
     def check(self, offer: Offer, today: date) -> TermsRefusal | None:
         """The first term that says no, or None. Looks at no data."""
@@ -79,6 +81,20 @@ class Terms:
             or self._over_budget(offer)
             or self._labels_exposed(offer)
         )
+
+    def check_figures(self, recipe: str, today: date) -> TermsRefusal | None:
+        """Asked before un-noised figures of evaluation users' votes, after ``check``; these spend no epsilon, and have none.
+
+        ``recipe`` is the plan's digest.
+        """
+        if today > self.expires:
+            return self._expired(today)
+        if self.recipes and recipe not in self.recipes:
+            return _refusal("recipes", f"recipe {recipe[:12]}… is not named", "Add its digest.")
+        if self.unnoised_evaluation:
+            return None
+        why = "un-noised figures of evaluation users' votes are not allowed"
+        return _refusal("unnoised_evaluation", why, "Set it to true, or ask for evaluation.federated.")
 
     def _expired(self, today: date) -> TermsRefusal | None:
         if today <= self.expires:
@@ -145,6 +161,7 @@ class Terms:
             ParameterError: names the key.
         """
         known = {"budgets", "trust", "server", "min_clients", "recipes", "max_label_epsilon", "expires"}
+        known |= {"unnoised_evaluation"}
         if not isinstance(fields, dict) or not {"budgets", "trust"} <= set(fields) <= known:
             raise _malformed(f"terms have the keys {', '.join(sorted(known))}, of which budgets and trust are required")
         most = fields.get("max_label_epsilon")
@@ -157,6 +174,7 @@ class Terms:
                 recipes=frozenset(_text(digest) for digest in fields.get("recipes", [])),
                 max_label_epsilon=None if most is None else _positive(most),
                 expires=_day(fields.get("expires", date.max)),
+                unnoised_evaluation=_yes_or_no(fields.get("unnoised_evaluation", False)),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _malformed(f"{type(error).__name__}: {error}") from None
@@ -187,6 +205,12 @@ def _count(value: Any) -> int:
 def _text(value: Any) -> str:
     if type(value) is not str:
         raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _yes_or_no(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
     return value
 
 

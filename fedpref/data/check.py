@@ -17,6 +17,7 @@ import pyarrow
 from fedpref.data.digests import digest_of
 from fedpref.data.files import files_of
 from fedpref.data.formats import USES
+from fedpref.data.people import is_named
 from fedpref.data.reading import Reading
 from fedpref.data.schema import DatasetSpec
 
@@ -55,7 +56,7 @@ def check_dataset(spec: DatasetSpec, *, num_examples: int = 3) -> Check:
         members.update(reading.members)
         problems.update({code: len(rows) for code, rows in reading.problems.items()})
         num_rows += reading.num_rows
-    users = {user for user, _, _ in members if not user.startswith("#")}  # `#7` stands for nobody, in row 7
+    users = {user for user, _, _ in members if is_named(user)}
     figures: dict[str, Any] = {
         "name": spec.name,
         "format": spec.format,

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from fedpref.config import EvaluationConfig, Recipe
+from fedpref.data.copies import without_copies
 from fedpref.data.digests import content_digests, file_digest
 from fedpref.data.formats import USES, Use, require
 from fedpref.data.partition import one_client_each, partition
 from fedpref.data.preferences import Preferences, check_records, problems_of
+from fedpref.data.publicity import refuse_private_as_public
 from fedpref.data.reading import Reading, as_dataset, files_of, read_dataset
 from fedpref.data.single import check_single
 from fedpref.data.spec import DatasetSpec, find_dataset
@@ -91,10 +93,15 @@ def load_federated(recipe: Recipe, warn: Warn) -> FederatedData:
     rows: Counter[tuple[str, str, str]] = Counter()
     if recipe.federation.partition.by == "file":
         holdings = _one_client_per_file(specs, recipe, warn, rows)
+        parts = _each_once(list(holdings), list(holdings.values()), specs, recipe, warn)
+        holdings = dict(zip(holdings, parts, strict=True))
         data = Preferences.concat(list(holdings.values()))
     else:
         holdings = {}
-        data = Preferences.concat([_read(spec, file, recipe, warn, rows) for spec in specs for file in _files(spec)])
+        files = [(spec, file) for spec in specs for file in _files(spec)]
+        names = [spec.name if file is None else file.name for spec, file in files]
+        parts = [_read(spec, file, recipe, warn, rows) for spec, file in files]
+        data = Preferences.concat(_each_once(names, parts, specs, recipe, warn))
     split = split_preferences(data, _without_lost_topics(recipe.evaluation, holdings, data, warn))
     if not len(split.train):
         raise NoDataError(
@@ -174,7 +181,10 @@ def _one_record_one_pair(spec: DatasetSpec, recipe: Recipe) -> None:
 
 
 def _no_file_twice(specs: list[DatasetSpec], recipe: Recipe) -> None:
-    """One content, one place: not twice among the private files (a copy counts), and never private and public at once."""
+    """One content, one place: not twice among the private files (a copy counts), and never private and public at once.
+
+    By their bytes, before anything is read; by their records afterwards, see ``_each_once``.
+    """
     files = [name for spec in specs for name in _contents(spec)]
     twice = sorted(name for digest, name in files if [d for d, _ in files].count(digest) > 1)
     if twice:
@@ -183,9 +193,7 @@ def _no_file_twice(specs: list[DatasetSpec], recipe: Recipe) -> None:
             "Each of its records would count twice, and its bound only once.",
             "Name each data file once under `datasets`.",
         )
-    policy = recipe.policy
-    public = [*recipe.public_text, *((*policy.prompts, *(policy.test_prompts or ())) if policy else ())]
-    declared = {digest for name in public for digest, _ in _contents(find_dataset(name))}
+    declared = {digest for spec in _public(recipe) for digest, _ in _contents(spec)}
     both = sorted(name for digest, name in files if digest in declared)
     if both:
         raise UnsupportedPlanError(
@@ -193,6 +201,23 @@ def _no_file_twice(specs: list[DatasetSpec], recipe: Recipe) -> None:
             "Whatever shapes the model as public text is protected by nothing (guarantees.md rule 19).",
             "Name public data that hold nobody's feedback.",
         )
+
+
+def _public(recipe: Recipe) -> list[DatasetSpec]:
+    policy = recipe.policy
+    prompts = (*policy.prompts, *(policy.test_prompts or ())) if policy else ()
+    return [find_dataset(name) for name in (*recipe.public_text, *prompts)]
+
+
+def _each_once(
+    names: list[str], parts: list[Preferences], specs: list[DatasetSpec], recipe: Recipe, warn: Warn
+) -> list[Preferences]:
+    """The records of every file, each record in one place."""
+    refuse_private_as_public(specs, parts, _public(recipe))
+    kept, told = without_copies(names, parts, recipe)
+    for line in told:
+        warn(line)
+    return kept
 
 
 def _contents(spec: DatasetSpec) -> list[tuple[str, str]]:

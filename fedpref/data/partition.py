@@ -57,7 +57,7 @@ def assign(config: PartitionConfig, users: Sequence[str], values: Values) -> dic
     k = config.num_clients or 1
     members = sorted(set(users))
     if config.by == "hash":
-        return {user: int(hash_fraction(f"client:{user}") * k) for user in members}
+        return {user: hashed_client(user, k) for user in members}
     if config.by == "iid":
         return {user: i % k for i, user in enumerate(_shuffled(members, f"iid:{config.seed}"))}
     value = _values_of(members, config, values)
@@ -66,6 +66,11 @@ def assign(config: PartitionConfig, users: Sequence[str], values: Values) -> dic
     shares = {v: np.cumsum(dirichlet_shares(f"dirichlet:{config.seed}:{v}", k, config.alpha)) for v in value.values()}
     draws = {user: hash_fraction(f"dirichlet:{config.seed}:user:{user}") for user in members}
     return {user: min(int(np.searchsorted(shares[value[user]], draws[user], "right")), k - 1) for user in members}
+
+
+def hashed_client(user: str, k: int) -> int:
+    """Number of a member's client by its name alone; of every evaluation user's, whatever `num_clients` go by."""
+    return int(hash_fraction(f"client:{user}") * k)
 
 
 def dirichlet_shares(name: str, k: int, alpha: float) -> npt.NDArray[np.float64]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow
 
 from fedpref.data.files import Columns, Table, files_of, open_table
 from fedpref.data.formats import REQUIRED, Record, UnusableRow, map_columns, records_of
 from fedpref.data.pairing import pair_rated
+from fedpref.data.people import is_nobody, person_of, row_name, text_of
 from fedpref.data.remote import open_source
 from fedpref.data.schema import DatasetSpec
 from fedpref.errors import DatasetError, MissingUserError
@@ -92,7 +91,7 @@ class Reading:
         user, self.num_rows = row.get("user_id"), self.num_rows + 1
         if is_nobody(user):
             self._nobody.append(number)
-        name = f"#{number}" if is_nobody(user) else person_of(user)
+        name = row_name(number) if is_nobody(user) else person_of(user)
         topic, client = text_of(row.get("topic")), text_of(row.get("client"))
         self.members[name, client, topic] += 1
         owner = {"user_id": name, "topic": topic, "client": client, "row": number}
@@ -140,25 +139,6 @@ def as_dataset(tables: list[pyarrow.Table]) -> Dataset:
     table = pyarrow.concat_tables(tables).drop_columns(["row"])
     # The fingerprint only names caches, which there are none of: random, so that it tells nothing of private text.
     return Dataset(InMemoryTable(table), fingerprint=secrets.token_hex(8))
-
-
-def text_of(value: Any) -> str:
-    """A user, topic or client as text; `7` and `7.0` are one (a column of whole numbers with a gap is read as floats)."""
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def person_of(value: Any) -> str:
-    """A user as text: blanks around it and the Unicode form (NFC) do not make another person."""
-    return unicodedata.normalize("NFC", text_of(value)).strip()
-
-
-def is_nobody(value: Any) -> bool:
-    """No user: null, NaN or blank."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 
 def _no_user(name: str, why: str) -> MissingUserError:

@@ -39,7 +39,7 @@ def only_renderable(data: FederatedData, tokenizer: Any, warn: Warn) -> Federate
     left_out = sum(len(before) - len(clients[name]) for name, before in data.clients.items())
     left_out += len(split.seen) + len(split.unseen) - len(kept.seen) - len(kept.unseen)
     if left_out:
-        warn(f"warning[FP219] {left_out} records left out: the model's chat template refuses their prompts")
+        warn(f"warning[FP220] {left_out} records left out: the model's chat template refuses their prompts")
     return replace(data, clients=clients, split=kept)
 
 

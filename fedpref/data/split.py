@@ -39,7 +39,8 @@ def hash_fraction(text: str) -> float:
 def is_evaluation_user(users: npt.NDArray[np.str_], config: EvaluationConfig) -> npt.NDArray[np.bool_]:
     """True for every record of an evaluation user, shape [n]."""
     names, inverse = np.unique(users, return_inverse=True)
-    held = np.array([hash_fraction(f"{config.salt}:{name}") < config.user_fraction for name in names], dtype=np.bool_)
+    told = [str(name).strip() for name in names]  # without the blank of `row_name`: rows fall as they always did
+    held = np.array([hash_fraction(f"{config.salt}:{name}") < config.user_fraction for name in told], dtype=np.bool_)
     return held[inverse] if len(names) else np.zeros(0, dtype=np.bool_)
 
 

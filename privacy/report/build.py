@@ -320,6 +320,16 @@ def _bucket_assumptions(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _record_assumptions(unit: PrivacyUnit) -> list[str]:
+    if unit is not PrivacyUnit.EXAMPLE:
+        return []
+    return [
+        "A record is a row. A person's vote counts once, whatever files it lies in; of rows without a user_id nobody can tell "
+        "a second one from another person's equal vote: equal ones within a file, or in files of several clients, are "
+        "different records here."
+    ]
+
+
 def _assumptions(view: LedgerView, *, shared: bool, evaluated: bool) -> list[str]:
     header = view.header
     others = (
@@ -331,6 +341,7 @@ def _assumptions(view: LedgerView, *, shared: bool, evaluated: bool) -> list[str
         f"The number of {_WHO[header.unit][1]} and the invited clients are public; neighbours differ in one unit's "
         "contribution being replaced by the empty one (zero-out).",
         "A user_id is one person and occurs in one client only (one person, one client): not checked.",
+        *_record_assumptions(header.unit),
         others,
         "Each client tosses its units' coins in secret and the operating system's random numbers are good.",
         *_noise_assumptions(view),
@@ -347,7 +358,8 @@ def _assumptions(view: LedgerView, *, shared: bool, evaluated: bool) -> list[str
     if isinstance(unprotected, int) and unprotected > 0:
         lines.append(
             f"{unprotected:,} evaluation users, split off by hash before training, are NOT protected: "
-            "the evaluation figures are computed from their votes."
+            "the evaluation figures are computed from their votes; of clients with terms, only where those say "
+            "unnoised_evaluation: true (the number above counts all)."
         )
     if header.trust is Trust.DISTRIBUTED:
         lines += _secure_assumptions(view)

@@ -65,7 +65,7 @@ def test_records_that_cannot_be_rendered_are_left_out_before_any_round(tmp_path:
     assert before - after == {"the-one"}
     assert kept.roster == data.roster  # a member who contributes zero
     assert sum(map(len, kept.clients.values())) == sum(map(len, data.clients.values())) - 1
-    assert [line for line in said if "FP219" in line and "person's words" not in line]
+    assert [line for line in said if "FP220" in line and "person's words" not in line]
 
 
 def test_a_head_is_trained_beside_a_record_that_cannot_be_rendered(tmp_path: Path, strict_model: Path) -> None:

@@ -12,6 +12,7 @@ import trl
 
 from fedpref.data.formats import USES, require
 from fedpref.data.loading import load_federated, load_public
+from fedpref.data.people import row_name
 from fedpref.data.preferences import check_records
 from fedpref.data.reading import Reading, read_dataset
 from fedpref.data.spec import DatasetSpec
@@ -95,7 +96,7 @@ def test_rows_that_part_early_are_counted_and_left_out(tmp_path: Path) -> None:
 
 def test_a_prompt_repeated_in_whole_conversations_is_extracted_as_trl_does(tmp_path: Path) -> None:
     row = {"prompt": "Why?", "chosen": Q + YES, "rejected": Q + NO}
-    assert pairs(read(tmp_path, [row])) == [("#1", "Why?", "yes", "no")]
+    assert pairs(read(tmp_path, [row])) == [(row_name(1), "Why?", "yes", "no")]
 
 
 def test_a_ranked_list_gives_every_pair_of_different_places(tmp_path: Path) -> None:

@@ -232,12 +232,10 @@ def test_going_back_to_an_earlier_round_is_refused_and_the_books_stay_readable(t
     assert len(read_ledger(bench.path).reservations) == 2
 
 
-@pytest.mark.parametrize("parameters", [np.full(DIMENSION, np.nan), np.full(DIMENSION, np.inf)])
-def test_parameters_that_are_not_finite_cannot_blow_up_a_contribution(
-    tmp_path: Path, parameters: npt.NDArray[np.float64]
-) -> None:
+@pytest.mark.parametrize("size", [1e30, 1e300])
+def test_parameters_that_overflow_cannot_blow_up_a_contribution(tmp_path: Path, size: float) -> None:
     bench = Bench(tmp_path, rate=1.0)
-    assert np.isfinite(bench.values(1, bench.ask(1, parameters))).all()
+    assert np.isfinite(bench.values(1, bench.ask(1, np.full(DIMENSION, size)))).all()
 
 
 def test_trust_decides_kind_of_message_and_events(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fedpref
+from fedpref.data.people import row_name
 from fedpref.data.preferences import Preferences
 from fedpref.data.split import is_evaluation_user
 from fedpref.errors import DatasetError
@@ -28,7 +29,7 @@ def all_votes(folder: Path) -> tuple[Preferences, Preferences, Preferences]:
 
 
 def nameless(data: Preferences) -> Preferences:
-    users = np.array([f"#{i + 1}" for i in range(len(data))], dtype=np.str_)
+    users = np.array([row_name(i + 1) for i in range(len(data))], dtype=np.str_)
     return Preferences(data.texts, data.chosen, data.rejected, users, data.topic, data.client)
 
 
@@ -59,7 +60,7 @@ def test_other_people_and_other_pairs_are_kept(tmp_path: Path) -> None:
         rest.texts, rest.chosen, rest.rejected, np.char.add(rest.user, "-else"), rest.topic, rest.client
     )
     assert without_training_feedback(strangers, run)[1] == 0
-    assert without_training_feedback(preferences([("#1", "new", "text"), ("x", "a", "b")]), run)[1] == 0
+    assert without_training_feedback(preferences([(row_name(1), "new", "text"), ("x", "a", "b")]), run)[1] == 0
     assert len(without_training_feedback(preferences([]), run)[0]) == 0
 
 
